@@ -19,14 +19,18 @@ from typing import Any
 _HUB_WORD = r"(?![.-])[A-Za-z0-9_.-]{1,96}(?<![.-])"
 _HUB_ID = re.compile(f"{_HUB_WORD}/{_HUB_WORD}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PART = r"[^\s\"',;]"
 # What must not be seen, and what stands there instead: who logs in within an address; what follows the name of a way to log
-# in; signatures in addresses; what has the form of the Hub's tokens (digits or capitals keep `hf_dr` and its like as they are).
+# in, unless it is a plain word; signatures in addresses; what has the form of the Hub's tokens (digits or capitals keep `hf_dr`
+# and its like as they are).
 _SECRETS = (
     (re.compile(r"(?<=://)[^/?#@\s]+@"), ""),
-    (re.compile(r"(?i)\b(bearer|basic)[ +]+[^\s\"',;]+"), r"\1 ***"),
+    (re.compile(rf"\b(?i:(bearer|basic))[ +]+(?={_PART}+[A-Z0-9]|[0-9]|{_PART}{{16}}){_PART}+"), r"\1 ***"),
     (re.compile(r"(?i)([?&][^=&\s]*(?:signature|token|credential|policy|key)[^=&\s]*=)[^&\s\"']+"), r"\1***"),
     (re.compile(r"\b(hf|api_org)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), r"\1_***"),
 )
+# Of underscores those that are not between letters or digits.
+_MARKUP = re.compile(r"[\\`*\[\]|$~]|_(?<![^\W_]_)|_(?![^\W_])")
 _told_secrets: set[str] = set()
 _SHOWN_LETTERS = 20
 
@@ -101,8 +105,9 @@ def shown_text(value: object, limit: int = MAX_TEXT) -> str:
 
 
 def inline(value: object) -> str:
-    """Text from data, made harmless in Markdown: it stays in its line and its cell; no HTML, link, picture or formula."""
-    return re.sub(r"([\\`*\[\]|$])", r"\\\1", html.escape(shown_text(value), quote=False))
+    """Text from data, made harmless in Markdown: it stays in its line and its cell; no HTML, link, picture, formula or
+    emphasis. Underscores within a word are none, and stay readable."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(shown_text(value), quote=False))
 
 
 def code(value: object) -> str:

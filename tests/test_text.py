@@ -73,6 +73,19 @@ def test_no_text_of_others_acts_anywhere(text):
     as_png(accuracy_figure(text, [Run("erm", 0, Path(), 1.0, 2, ((1.0, 0.5),))]))
 
 
+def test_text_of_others_is_shown_as_it_is():
+    """Without emphasis; names stay readable."""
+    for text, shown in (
+        ("__plus__", r"\_\_plus\_\_"),
+        ("_erm_", r"\_erm\_"),
+        ("~~old~~", r"\~\~old\~\~"),
+        ("ema_top1 of lr_scheduler_type", "ema_top1 of lr_scheduler_type"),
+        ("größe_2_é", "größe_2_é"),
+        ("a/_b", r"a/\_b"),
+    ):
+        assert inline(text) == shown
+
+
 def test_letters_of_plots_have_fonts_or_are_told_once(caplog, monkeypatch):
     shipped = [font for font in fontManager.ttflist if mpl.get_data_path() in font.fname]
     monkeypatch.setattr(fontManager, "ttflist", shipped)
@@ -92,6 +105,10 @@ def test_what_is_hidden_and_what_is_not():
         "https://hub.org/x?a=1&X-Amz-Signature=***&b=2"
     )
     assert without_secrets("authorization: Bearer abc.def-1, hf_AbCdEf123456") == "authorization: Bearer ***, hf_***"
+    for plain in ("Train the basic recipe; bearer of bad news", "Basic tests"):
+        assert without_secrets(plain) == plain
+    for secret in ("Basic dXNlcjpwYXNz", "bearer 0123", "Basic+ab%3Dc", "Bearer abcdefghijklmnopqrst"):
+        assert re.sub(r"[ +]\S+", "", secret) + " ***" == without_secrets(secret)
     same = "hf_dr at /home/me/hf_datasets, hf_transformers, mail me@x.org, Basic tests"
     assert without_secrets(same.replace("Basic tests", "basics")) == same.replace("Basic tests", "basics")
     assert json.loads(without_secrets(json.dumps({"token": "hf_A1b2C3d4E5"}))) == {"token": "hf_***"}

@@ -49,12 +49,11 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
             parser._option_string_actions[f"--{alias}"] = known[setting]
     if lazy:
         known["output_dir"].required = True  # transformers' default is one folder for all trainings
-    own = {name: parser.get_default(name) for name in known}
+    own = {name: _default(parser, action) for name, action in known.items()}
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind, include_extras=True).items()}
     add_files(parser)
-    unparsed = _take_files(parser, known, hints, argv)
+    _take_files(parser, known, hints, argv)
     given = vars(parser.parse_args(argv))
-    given.update({key: value for key, value in unparsed.items() if given[key] == parser.get_default(key)})
     if lazy and not given["output_dir"]:
         raise ConfigError("`output_dir` must be given, got an empty text. Name a folder.")
     if given["print_config"]:
@@ -63,14 +62,16 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     return [built(kind, given) for kind in types]
 
 
+def _default(parser: Parser, action: argparse.Action) -> Any:
+    """Returns a flag's default as argparse reads it: a text as what it would be on the command line."""
+    default = parser.get_default(action.dest)
+    return parser._get_value(action, default) if isinstance(default, str) else default
+
+
 def _take_files(
     parser: Parser, known: Mapping[str, argparse.Action], hints: Mapping[str, Any], argv: Sequence[str]
-) -> dict[str, Any]:
-    """Makes what the files of `--config` say the parser's defaults.
-
-    Returns what no flag could say, such as an augmentation written out as a list of ops: it stands unless the flag is given.
-    """
-    unparsed = {}
+) -> None:
+    """Makes what the files of `--config` say the parser's defaults."""
     for key, (value, file) in read_configs(argv).items():
         if key not in known:
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
@@ -89,24 +90,21 @@ def _take_files(
                     f"`{key}` in {file} must be {_described(hints[key])}, got {typed!r:.80}. Change it."
                 ) from error
         action.required = False
-        if isinstance(typed, (dict, list)) and action.nargs is None:
-            unparsed[key] = typed
-        else:
-            parser.set_defaults(**{key: typed})
-    return unparsed
+        parser.set_defaults(**{key: typed})
 
 
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
     """Returns a dataclass with the values of its fields that were parsed; `--name ""` takes back what a file sets."""
+    missing = dataclasses.MISSING
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if not field.init:
             continue
         value = given[field.name]
         if value in ("", [""]):
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            if field.default is missing and field.default_factory is missing:
                 raise ConfigError(f"`{field.name}` must be given, got an empty text. Name one.")
-            value = None if field.default is None else value[:0]
+            value = field.default if field.default_factory is missing else field.default_factory()
         values[field.name] = value
     return kind(**values)
 

@@ -17,6 +17,7 @@ from hf_dr.cli.launch import launch, start_logging
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.evaluation.config import check_each_once
 from hf_dr.files import check_apart, check_writable, expanded, write_json, write_whole
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
 
@@ -58,11 +59,14 @@ class QuickstartArguments:
         default=False,
     )
     seeds: list[int] = flag(
-        "Seeds of the students. One seed shows large gains only; take three or more to be sure.", default=[0]
+        "Seeds of the students. One seed shows large gains only; take three or more to be sure.",
+        default=[0],
+        type=Whole(0),
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_each_once("seeds", self.seeds)  # the comparison would refuse them when the teacher is trained already
 
 
 def quickstart_command(argv: Sequence[str], prog: str) -> int:

@@ -33,6 +33,7 @@ TEACHER_FILE = "teacher.json"
 """In the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
 
 _LEARNS_FROM = "a teacher learns from"
+_ALSO_OF_REINFORCE = ("revision", "files_from", "image_column", "label_column")
 _HELD_OUT_SPLITS = ("test", "validation", "val")
 
 
@@ -160,7 +161,8 @@ def teach(
         output_dir: Folder of the teacher.
         augmentation: What draws the training views: an `Augmentation`, a name or a YAML file of one, or a list of ops. By
             default `randaug`, or what a file of `config` says.
-        **settings: The flags of `hf-dr teach`: `model`, `held_out`, `folds`, `epochs`, `learning_rate`, ...
+        **settings: The flags of `hf-dr teach`: `model`, `held_out`, `folds`, `epochs`, `learning_rate`, ...; None is as if it
+            were left out.
 
     Returns:
         The `teacher`, calibrated; the `dataset` and `split` that it learned; and the `eval_split` that was held out.
@@ -173,7 +175,8 @@ def teach(
     for name in sorted({"help", "help_all", "print_config"} & settings.keys()):
         raise ConfigError(f"`{name}` is for the command line, got {settings[name]!r}. See `hf-dr teach --help`.")
     named = {"augmentation": augmentation} if isinstance(augmentation, (str, os.PathLike)) else {}
-    flags = as_arguments({"output_dir": os.fspath(output_dir), **named, **settings})
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    flags = as_arguments({"output_dir": os.fspath(output_dir), **named, **chosen})
     teaching, args = _parsed(flags, "hf-dr teach")
     from hf_dr.generation.plan import augmentation_of
     from hf_dr.processes import process_state
@@ -201,8 +204,11 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     if process_state().is_main_process:
         size = [] if teaching.size == 224 else ["--size", str(teaching.size)]
         more = [] if fit is None else temperature_flag(asdict(fit))
-        place = [student.dataset[0], "--split", str(student.split), "--teacher", str(args.output_dir)]
-        print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *place, *size, *more, '--output_dir', 'PLUS'])}", flush=True)
+        # Of a dataset that was divided, only the columns are as before.
+        read = {"dataset_config": student.name, **{name: getattr(student, name) for name in _ALSO_OF_REINFORCE}}
+        place = [student.dataset[0], *as_arguments({name: value for name, value in read.items() if value})]
+        words = [*place, "--split", str(student.split), "--teacher", str(args.output_dir), *size, *more]
+        print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *words, '--output_dir', 'PLUS'])}", flush=True)
     return 0
 
 

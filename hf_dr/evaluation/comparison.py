@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
 from hf_dr.evaluation.images import Images, open_set
@@ -77,6 +77,11 @@ COLUMNS = (
 )
 
 
+# Images on which the models differ. With fewer, even if all speak for the same one, chance does as much in more than one of
+# twenty cases: the exact test of McNemar, 2 / 2**5 = 0.0625.
+_FEWEST_DISCORDANT = 6
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The runs, and what their models answer on the same images.
@@ -86,12 +91,14 @@ class Comparison:
         runs: For each objective the same seeds.
         report: Of all models on one set, clean and corrupted.
         facts: What was trained on what and how it was measured: names and values for the page.
+        label_weight: That of the labels where a teacher's answers are learned.
     """
 
     title: str
     runs: list[Run]
     report: Report
     facts: list[list[str]] = field(default_factory=list)
+    label_weight: float = 0.0
 
     @property
     def objectives(self) -> list[str]:
@@ -135,20 +142,31 @@ class Comparison:
     def _seeds(self) -> str:
         return f"{self._num_seeds} seed{'s' if self._num_seeds > 1 else ''}"
 
-    def top1_interval(self, objective: str) -> tuple[float, float]:
-        """Returns the 95 % interval of the gain in top-1 over plain training, -1 to 1.
-
-        Its variance is that of a mean over the images, which both models saw, plus that of a mean over the seeds; a single
-        seed says nothing of the latter, so that its interval is too narrow.
-        """
+    def _gains_by_image(self, objective: str) -> np.ndarray:
+        """Returns (S, B): 1 where only the objective's model is right on an image, -1 where only plain training's, else 0."""
         hits = {result.model: result.hits for result in self.report.results if result.hits is not None}
         seeds = [run.seed for run in self.runs if run.objective == objective]
         own, others = ([hits[run_name(name, seed)] for seed in seeds] for name in (objective, BASELINE))
-        gains_SB = np.array(own, float) - np.array(others, float)
-        variance = gains_SB.mean(axis=0).var(ddof=1) / gains_SB.shape[1]
-        if len(seeds) > 1:
-            variance += gains_SB.mean(axis=1).var(ddof=1) / len(seeds)
-        half = 1.96 * variance**0.5
+        return np.array(own, float) - np.array(others, float)
+
+    def top1_interval(self, objective: str) -> tuple[float, float]:
+        """Returns the 95 % interval of the gain in top-1 over plain training, -1 to 1.
+
+        Its variance is that of a mean over the images, which both models saw, plus that of a mean over the seeds, and it is of
+        Student's t distribution, whose degrees of freedom are Welch's and Satterthwaite's: two or three seeds hardly tell how
+        much seeds differ, which makes it wide. A single seed tells nothing of that: its interval is too narrow.
+        """
+        gains_SB = self._gains_by_image(objective)
+        variances = [
+            (means.var(ddof=1) / len(means), len(means) - 1)
+            for means in (gains_SB.mean(axis=0), gains_SB.mean(axis=1))
+            if len(means) > 1
+        ]
+        variance = sum(part for part, _ in variances)
+        half = 0.0
+        if variance > 0:
+            freedom = variance**2 / sum(part**2 / own for part, own in variances)
+            half = t_quantile(freedom) * variance**0.5
         return float(gains_SB.mean() - half), float(gains_SB.mean() + half)
 
     @property
@@ -157,13 +175,15 @@ class Comparison:
         images = next(result.examples for result in self.report.results if result.hits is not None)
         told = []
         for name in self._compared:
-            low, high = (round(100 * bound, 1) + 0.0 for bound in self.top1_interval(name))
+            gain = self.gains(name, "top1").mean()
+            gain, low, high = (round(100 * share, 1) + 0.0 for share in (gain, *self.top1_interval(name)))
             found = "no difference is shown. More held-out images or seeds may show one."
-            if low > 0 or high < 0:
+            discordant = np.count_nonzero(self._gains_by_image(name).sum(axis=0))
+            if discordant >= _FEWEST_DISCORDANT and (low > 0 or high < 0):
                 found = f"{'more' if low > 0 else 'less'} accurate."
             told.append(
-                f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to "
-                f"{high:+.1f} by {images:,} images and {self._seeds}: {found}"
+                f"{name} gains {gain:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to {high:+.1f} by "
+                f"{images:,} images and {self._seeds}: {found}"
             )
         return told
 
@@ -218,16 +238,24 @@ class Comparison:
         write_json(folder / "comparison.json", content)
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
-        figures = (accuracy_figure(None, self.runs), reliability_figure(diagrams))
+        figures = [accuracy_figure(None, self.runs)] if any(run.accuracy for run in self.runs) else []
+        figures.append(reliability_figure(diagrams))
         shown = [*map(as_png, figures), *(path.read_bytes() for path in pictures)]
         facts = html_table(["what", "which"], self.facts)
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        write_whole(
-            page, html_page(self.title, [facts, _about(self.report), table, *verdicts, *map(html_picture, shown)])
-        )
+        write_whole(page, html_page(self.title, [facts, _about(self), table, *verdicts, *map(html_picture, shown)]))
         return page
+
+
+def t_quantile(freedom: float) -> float:
+    """Returns the bound within which Student's t distribution has 95 % of its mass, on both sides; `freedom` is at least 1."""
+    # With t = sqrt(freedom) * tan(angle) the density is a power of the cosine, which a sum over a grid integrates.
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return float(freedom**0.5 * np.tan(np.interp(0.95 * mass[-1], mass, angles)))
 
 
 def compare(
@@ -260,11 +288,11 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
 
     Raises:
         ConfigError: A training was refused, or a setting is wrong.
-        DataError: The set to evaluate on cannot be loaded, or lacks a column or labels.
+        DataError: The set to evaluate on cannot be loaded, lacks a column or labels, or has one image only.
     """
     folder = expanded(config.output_dir)
     pictures = [expanded(picture) for picture in config.pictures]
-    absent = next((picture for picture in pictures if not picture.is_file()), None)
+    absent = next((picture for picture in pictures if not _is_png(picture)), None)
     if absent is not None:
         raise ConfigError(f"`pictures` must be PNG files, found none at {absent}. Correct it, or leave it out.")
     learned_from = each_dataset(config.train["dataset"], config.train.get("name"))
@@ -274,6 +302,11 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
     # What is wrong with the set would only be found when all students are trained.
     (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))
+    if len(opened.rows) < 2:
+        raise DataError(
+            f"the set `{opened.spec.name}` must have at least 2 images to compare on, found 1. Take another split, or raise "
+            "`max_examples`."
+        )
     _check_calibration(config.train, opened)
     _check_labels(config)
     # Objectives take turns, so that a disturbance of the machine hits all of them.
@@ -284,6 +317,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     unfinished = Unfinished(folder)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate, unfinished)
     comparison.facts.extend(_facts(config, comparison))
+    comparison = replace(comparison, label_weight=float(config.train.get("label_weight") or 0))
     page = comparison.save(folder, pictures)
     unfinished.done()
     if config.save:
@@ -292,6 +326,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
+
+
+def _is_png(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _train_missing(config: CompareConfig, objective: str, seed: int, train: Callable[[list[str]], int]) -> None:
@@ -399,9 +440,10 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     return all((run / name).is_file() for name in (RESULTS_FILE, STATE_FILE, STUDENT_FILE))
 
 
-def _about(report: Report) -> str:
+def _about(comparison: Comparison) -> str:
+    labels = f" and, at weight {comparison.label_weight:.4g}, the labels" if comparison.label_weight else ""
     return (
         "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced "
-        "from stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a "
-        f"change for the better. {ABOUT_CALIBRATED} {html.escape(report.chance)}</p>"
+        f"from stored answers of the teacher{labels}, kd from a teacher in memory{labels}. Mean ± standard deviation over "
+        f"seeds; a gain is a change for the better. {ABOUT_CALIBRATED} {html.escape(comparison.report.chance)}</p>"
     )

@@ -127,11 +127,7 @@ class CompareConfig:
                 )
         # What would only be found when students are trained already.
         for name in ("objectives", "seeds"):
-            given = getattr(self, name)
-            if not given:
-                raise ConfigError(f"`{name}` must be at least one, got none. Leave it out for the default.")
-            if len(set(given)) < len(given):
-                raise ConfigError(f"`{name}` must not name one twice, got {given}. Leave one out.")
+            check_each_once(name, getattr(self, name))
         if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
             raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
         datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
@@ -151,6 +147,14 @@ class CompareConfig:
                 f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}. Name one."
             )
         EvaluateConfig(models=[], output_dir="", **self.evaluate)
+
+
+def check_each_once(name: str, given: list[Any]) -> None:
+    """Refuses a setting that names nothing, or one thing twice; a ConfigError."""
+    if not given:
+        raise ConfigError(f"`{name}` must be at least one, got none. Leave it out for the default.")
+    if len(set(given)) < len(given):
+        raise ConfigError(f"`{name}` must not name one twice, got {given}. Leave one out.")
 
 
 def named_model(text: str) -> tuple[str, str]:

@@ -15,13 +15,14 @@ import datasets
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.evaluation.config import REPORT_FILE, EvaluateConfig, named_model
 from hf_dr.evaluation.gathering import read_evaluation
+from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.report import Report
-from hf_dr.evaluation.run import checked_sets, run_evaluation
+from hf_dr.evaluation.run import checked_sets, hash_of_set, run_evaluation
 from hf_dr.evaluation.sets import NAME_PATTERN, PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import check_writable, expanded
 from hf_dr.processes import refuse_several
-from hf_dr.settings import check_kind
+from hf_dr.settings import are_alike, check_kind
 from hf_dr.store.base_dataset import checked_origin
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.members import Member
@@ -119,7 +120,12 @@ def evaluated(
         return run_evaluation(config, sets=sets, loaded=loaded)
     folder = expanded(config.output_dir)
     check_writable(folder, "output_dir")
-    _check_kept(folder, config, checked_sets(config, sets))
+    whole = replace(config, max_examples=None)
+    sets = [
+        spec if spec.loaded is None else replace(spec, digest=hash_of_set(open_set(spec, whole)))
+        for spec in checked_sets(config, sets)
+    ]
+    _check_kept(folder, config, sets)
     unfinished = Unfinished(folder)
     report = run_evaluation(config, unfinished, sets=sets, loaded=loaded)
     report.save(folder)
@@ -143,9 +149,10 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
     for result in there["results"]:
         model, name = result["model"], result["set"]
         place, spec = there["places"].get(model), there["sets"][name]
-        again = (
-            places.get(model) == place and specs.get(name) == spec and (not result["corrupted"] or name in corrupted)
-        )
+        known = specs.get(name, {})
+        # Which column of labels it will be, where none is named, is not known before the set is opened.
+        same_set = are_alike(known, spec, but=["label"] if known.get("label") is None else [])
+        again = places.get(model) == place and same_set and (not result["corrupted"] or name in corrupted)
         if not again:
             what = (
                 f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){', corrupted' if result['corrupted'] else ''}"
@@ -217,8 +224,6 @@ def _sets(sets: Any, config: EvaluateConfig, image_column: str | None, label_col
             continue
         check_kind("sets", given, datasets.Dataset, "datasets of one split, or texts", _LOAD)
         origin = checked_origin(given, config.files_from)
-        classes = [column for column, feature in given.features.items() if isinstance(feature, datasets.ClassLabel)]
-        only = classes[0] if len(classes) == 1 and "label" not in given.column_names else "label"
         found.append(
             EvaluationSet(
                 name=_checked(name),
@@ -226,7 +231,7 @@ def _sets(sets: Any, config: EvaluateConfig, image_column: str | None, label_col
                 split=str(given.split or ""),
                 config=origin["config"],
                 image=image_column,
-                label=label_column or only,
+                label=label_column,
                 revision=origin["revision"],
                 loaded=given,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ _TRAINING_FILES = (RESULTS_FILE, STATE_FILE, STUDENT_FILE, RUN_NOTE, *_TRANSFER_
 # What may differ between the runs of one cell: the seed, and how fast the machine was.
 # The fingerprint of the data stands in `Setting`, without the seed.
 _NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second", "dataset_fingerprint")
+# What older versions did not write down.
+_TOLD_LATER = (
+    "weight_decay", "momentum", "nesterov", "max_grad_norm", "lr_scheduler_kwargs", "warmup_epochs", "warmup_steps",
+    "decay_biases_and_norms", "ema_decay", "lr_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args",
+)  # fmt: skip
 
 Evaluations = dict[str, dict[str, Any]]
 """Set, or `<set>, corrupted` -> metrics: shares, but nll and brier; `errors` by corruption. Of two sets of one name the second
@@ -192,10 +197,10 @@ class Finished:
         if not (same_row or self.setting.serves(other.setting) or other.setting.serves(self.setting)):
             return ""
         same_cell = same_row and self.objective == other.objective
-        differing = unlike_names(self.transfer, other.transfer, but=("seed",))
+        differing = _unlike(self.transfer, other.transfer, but=("seed",))
         if same_cell:
             whose = "the student's " if self.transfer else ""
-            differing += [whose + key for key in unlike_names(self.student, other.student, but=_NOT_SETTINGS)]
+            differing += [whose + key for key in _unlike(self.student, other.student)]
         if differing:
             return f"differs in {', '.join(differing)} from"
         if same_cell and self.seeds == other.seeds:
@@ -205,13 +210,19 @@ class Finished:
 
     def rivalry(self, other: Finished) -> str:
         """Tells why it cannot stand with another run in the row of a "+" dataset that lacks runs of its own, as `conflict`."""
-        differing = unlike_names(self.student, other.student, but=_NOT_SETTINGS)
+        differing = _unlike(self.student, other.student)
         one, two = self.setting, other.setting
         if one.images and two.images and one.fingerprint != two.fingerprint:
             differing.append("augmentation")
         if differing:
             return f"differs in {', '.join(differing)} from"
         return f"repeats seed {self.seeds[0]} of" if self.seeds == other.seeds else ""
+
+
+def _unlike(one: dict[str, Any], two: dict[str, Any], but: Sequence[str] = _NOT_SETTINGS) -> list[str]:
+    """Returns the settings in which two trainings differ; what an older file does not tell counts where both tell it."""
+    untold = [name for name in _TOLD_LATER if name not in one.keys() & two.keys()]
+    return unlike_names(one, two, [*but, *untold])
 
 
 def read_trained(folder: Path) -> Finished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import datasets
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class Images(NamedTuple):
-    """A set, opened: `rows` of its undecoded images are evaluated; `labels` are class numbers of the set, for these rows."""
+    """A set, opened: `rows` of its undecoded images are evaluated; `labels` are class numbers of the set, for these rows.
+
+    `spec` names the column of the labels.
+    """
 
     spec: EvaluationSet
     undecoded: datasets.Dataset
@@ -46,7 +50,8 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
             f"{', '.join(dataset.column_names)}. {spec.how_to_name('image')}"
         )
     image = spec.image or pictures[0]
-    for option, name in (("image", image), ("label", spec.label)):
+    label = spec.label or _usual_label(dataset)
+    for option, name in (("image", image), ("label", label)):
         if name not in dataset.column_names:
             advice = f"{did_you_mean(name, dataset.column_names).strip()} {spec.how_to_name(option)}"
             if option == "label" and image in pictures:
@@ -61,7 +66,7 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
             f"column `{image}` of set `{spec.name}` must hold images, found {dataset.features[image]}. "
             f"{spec.how_to_name('image')}"
         ) from error
-    labels, class_names = _read_labels(dataset, spec)
+    labels, class_names = _read_labels(dataset, label, spec)
     if class_names is not None and len(class_names) < 2:
         raise DataError(
             f"set `{spec.name}` must have at least 2 classes, found only {class_names}: every answer would be right. Give all "
@@ -69,23 +74,29 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
         )
     count = min(len(dataset), config.max_examples or len(dataset))
     rows = np.arange(count) * len(dataset) // count  # a sorted set keeps its mix of classes
-    return Images(spec, undecoded, rows, labels[rows], class_names)
+    return Images(replace(spec, label=label), undecoded, rows, labels[rows], class_names)
 
 
-def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
+def _usual_label(dataset: datasets.Dataset) -> str:
+    """Returns the column of the labels where none is named, as `reinforce` and `teach` choose it."""
+    classes = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)]
+    return classes[0] if len(classes) == 1 and "label" not in dataset.column_names else "label"
+
+
+def _read_labels(dataset: datasets.Dataset, label: str, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
     """Returns all labels as class numbers of the set, int64, and its class names where they have to be compared."""
-    is_number = pa.types.is_integer(dataset.features.arrow_schema.field(spec.label).type)
+    is_number = pa.types.is_integer(dataset.features.arrow_schema.field(label).type)
     if is_number:
         # How many classes there are without names is compared with each model: see `run_evaluation`.
-        name = f"the labels `{spec.label}` of set `{spec.name}`"
-        values, names = read_labels(dataset, spec.label, name, "Take a split that has labels.")
+        name = f"the labels `{label}` of set `{spec.name}`"
+        values, names = read_labels(dataset, label, name, "Take a split that has labels.")
     else:
-        values, names = whole_column(dataset, spec.label).to_numpy(), None
+        values, names = whole_column(dataset, label).to_numpy(), None
     if spec.classes is not None:
         return _imagenet_numbers(values, names, spec), None
     if not is_number:
         raise DataError(
-            f"column `{spec.label}` of set `{spec.name}` must hold class numbers, found {values.dtype} such as "
+            f"column `{label}` of set `{spec.name}` must hold class numbers, found {values.dtype} such as "
             f"{values[0]!r:.60}. {spec.how_to_name('label')}"
         )
     return values, names

@@ -30,6 +30,7 @@ from hf_dr.evaluation.gathering import (
     read_transferred,
 )
 from hf_dr.files import expanded
+from hf_dr.settings import are_alike
 from hf_dr.teacher.metrics import CALIBRATED_ECE, METRICS
 from hf_dr.text import shown_text
 
@@ -102,7 +103,7 @@ class Results:
             how = {"set": spec, **{key: content["settings"].get(key) for key in keys}}
             # A second set of the same name is distinguished by its dataset.
             names = (result["set"] + end, f"{result['set']} ({Path(str(spec.get('dataset'))).name}){end}")
-            name = next((name for name in names if self._evaluated.setdefault(name, how) == how), None)
+            name = next((name for name in names if are_alike(self._evaluated.setdefault(name, how), how)), None)
             where = f"{path}: {result['model']} on {names[0]}"
             if name is None:
                 reason = f"`{names[1]}` was evaluated in another way before. Report one of them at a time."
@@ -118,12 +119,13 @@ class Results:
             known |= measured  # of an older file, less was known
 
     def _evaluations(self, folder: Path, name: str, place: str | None) -> Evaluations:
-        """Where to note a checkpoint's metrics: at the run in its folder, as it was named or next to the evaluation."""
-        folders = {(folder / name).resolve()}
-        if place:
-            folders.add(expanded(place).resolve())
+        """Where to note a checkpoint's metrics: at the run in its folder, as it was named or, if that has moved, next to
+        the evaluation."""
+        there = expanded(place or name)
+        if not there.exists() and there.name == name:  # another name is no sign that a folder of it is the checkpoint
+            there = folder / name
         for run in self.finished:
-            if run.training is not None and run.folder.resolve() in folders:
+            if run.training is not None and run.folder.resolve() == there.resolve():
                 return run.evaluations
         return self.others.setdefault(name if place in (None, name) else f"{name} = {place}", {})
 

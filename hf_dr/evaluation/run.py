@@ -106,7 +106,10 @@ def run_evaluation(
         results,
         settings=dataclasses.asdict(config),
         models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.input)} for m in models},
-        sets={spec.name: spec.to_dict() for spec in specs},
+        sets={
+            spec.name: dataclasses.replace(spec, label=images.spec.label).to_dict()
+            for spec, images in zip(specs, opened, strict=True)
+        },
     )
 
 
@@ -156,10 +159,10 @@ def _corrupted(
     metric = Classification()
     grids: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
     published = spec.published_corrupted
-    clean = None if published else _hash_of_set(images)
+    clean = None if published else hash_of_set(images)
     for name, severity in config.corruption_keys():
         part = open_set(spec.part(name, severity), config) if published else images
-        set_hash = clean or _hash_of_set(part)
+        set_hash = clean or hash_of_set(part)
         corruption = None if published else (name, severity)
         keys = [_key(model, set_hash, corruption, config) for model in models]
         missing = [n for n, key in enumerate(keys) if key not in unfinished]
@@ -177,7 +180,7 @@ def _corrupted(
         yield Result(model.name, spec.name, len(images.rows), means, by_corruption=grid)
 
 
-def _hash_of_set(images: Images) -> str:
+def hash_of_set(images: Images) -> str:
     """Returns the hash of what tells a set from others."""
     return hash_of(
         {

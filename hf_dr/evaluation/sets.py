@@ -26,11 +26,13 @@ class EvaluationSet:
         split: Its split.
         config: Its configuration, where it has several.
         image: Column of the images; None for the only one that there is.
-        label: Column of the labels: class numbers, or WordNet ids where `classes` is given.
+        label: Column of the labels: class numbers, or WordNet ids where `classes` is given; None for `label`, or else the only
+            ClassLabel column.
         classes: `imagenet`, `imagenet-a` or `imagenet-r`: its classes, a subset of ImageNet's for the latter two.
         revision: Branch, tag or commit on the Hub.
         note: What one must know of this copy before one compares numbers; it is said when the set is loaded.
         loaded: The dataset itself, where it was loaded already.
+        digest: Of the images and labels of one that was loaded, which have no name that tells them from others.
     """
 
     name: str
@@ -38,15 +40,17 @@ class EvaluationSet:
     split: str = "test"
     config: str | None = None
     image: str | None = None
-    label: str = "label"
+    label: str | None = None
     classes: str | None = None
     revision: str | None = None
     note: str | None = None
     loaded: datasets.Dataset | None = dataclasses.field(default=None, repr=False, compare=False)
+    digest: str | None = dataclasses.field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns where the images are and how they are read, in JSON types."""
-        return {name: value for name, value in vars(self).items() if name != "loaded"}
+        told = {name: value for name, value in vars(self).items() if name not in ("loaded", "digest")}
+        return told if self.digest is None else {**told, "digest": self.digest}
 
     def how_to_name(self, column: str) -> str:
         """Says how the column of the images or labels is named."""
@@ -127,8 +131,12 @@ def parse_set(text: str) -> EvaluationSet:
     chosen: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key not in OPTIONS or not value:
+        if key not in OPTIONS:
             raise ConfigError(f"set `{name}` has the unknown option {option!r}.{did_you_mean(key, OPTIONS)}")
+        if not value:
+            raise ConfigError(
+                f"the option `{key}` of set `{name}` must have a value, got none. Write {key}=VALUE, or leave it out."
+            )
         if key in chosen:
             raise ConfigError(f"set `{name}` must have the option `{key}` once, got {text!r}. Leave one out.")
         chosen[key] = value

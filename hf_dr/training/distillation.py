@@ -16,6 +16,7 @@ from hf_dr.settings import check_kind
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.losses import label_cross_entropy
+from hf_dr.training.student_card import with_labels
 from hf_dr.training.trainer import ReinforcedTrainer
 
 
@@ -62,7 +63,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
 
     @property
     def _objective(self) -> str:
-        return "newly drawn views and the answers of a teacher in memory"
+        return with_labels("newly drawn views", "the answers of a teacher in memory", self.args.label_weight)
 
     @property
     def _teacher_members(self) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from hf_dr.teacher.architectures import ADDED
 from hf_dr.teacher.folds import fold_in_config
 from hf_dr.text import code, inline, markdown_table
 from hf_dr.training.calibrating import Calibration
+from hf_dr.training.checkpoints import plain
 from hf_dr.training.students import is_timm
 
 STUDENT_FILE = "student.json"
@@ -139,6 +140,7 @@ def student_of_training(
         calibration: Of the present weights, if they were calibrated.
         card: The arguments of `create_model_card`.
     """
+    args: Any = trainer.args
     source = train.origin
     base = source.base
     views = " + ".join(map(str, source.num_views))
@@ -173,7 +175,11 @@ def student_of_training(
         settings={
             **{key: value for key, value in settings.items() if value is not None and key not in _NOT_TOLD},
             **hyperparameters,
-            **({_SPEED: speeds[-1], "processes": trainer.args.world_size} if speeds else {}),
+            **optimization(args),
+            "warmup_epochs": args.warmup_epochs,
+            "decay_biases_and_norms": args.decay_biases_and_norms,
+            "ema_decay": args.ema_decay or 0.0,  # not None: that would be a setting that is not known
+            **({_SPEED: speeds[-1], "processes": args.world_size} if speeds else {}),
         },
         metadata={
             "base_model": None if local else start,
@@ -183,6 +189,23 @@ def student_of_training(
             "tags": [tags] if isinstance(tags, str) else tags,
         },
     )
+
+
+def with_labels(views: str, answers: str, label_weight: float) -> str:
+    """Returns what a student of a teacher's answers learns from, as its card says it."""
+    labels = f" and, at weight {label_weight:.4g}, the labels"
+    return f"{views}, {answers}{labels}" if label_weight else f"{views} and {answers}"
+
+
+def optimization(args: Any) -> dict[str, Any]:
+    """Returns what decides the steps of a training of this package's and is not among what Trainer lists, for JSON."""
+    momentum = {"momentum": args.momentum, "nesterov": args.nesterov} if plain(args.optim) == "sgd" else {}
+    return {
+        "weight_decay": args.weight_decay,
+        **momentum,
+        "max_grad_norm": args.max_grad_norm,
+        "lr_scheduler_kwargs": plain(args.lr_scheduler_kwargs or {}),
+    }
 
 
 def _described(calibration: Calibration, images: Any) -> dict[str, Any]:

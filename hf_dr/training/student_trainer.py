@@ -30,7 +30,7 @@ from hf_dr.training.device_views import with_made_views
 from hf_dr.training.evaluated import names_of_metrics
 from hf_dr.training.losses import check_classes
 from hf_dr.training.resumable import ResumableTrainer, changed
-from hf_dr.training.student_card import student_of_training
+from hf_dr.training.student_card import student_of_training, with_labels
 from hf_dr.training.student_hub import push_in_background, warn_of_failure
 from hf_dr.training.students import (
     Normalization,
@@ -276,7 +276,7 @@ class StudentTrainer(ResumableTrainer):
         rest = "" if share == 1 else f" ({share:.4g} of the samples; the others are new views with their labels)"
         train: Any = self.train_dataset
         others = "" if train.all_reinforced else ", and new views of the rows that have none stored, with their labels"
-        return f"stored views and a teacher's stored answers{rest}{others}"
+        return with_labels("stored views", "a teacher's stored answers", self.args.label_weight) + rest + others
 
     @property
     def _teacher_members(self) -> list[dict[str, Any]]:

@@ -42,6 +42,10 @@ class TransferSettings:
     )
 
     def __post_init__(self) -> None:
+        if not self.lr_milestones and self.lr_decay != TransferSettings.lr_decay:
+            raise ConfigError(
+                f"`lr_decay` needs `lr_milestones`, at which the rate changes, got {self.lr_decay} alone. Give both, or none."
+            )
         steps = [0.0, *self.lr_milestones, 1.0]
         if not all(low < high for low, high in itertools.pairwise(steps)):
             raise ConfigError(

@@ -29,9 +29,11 @@ from hf_dr.processes import process_state
 from hf_dr.settings import Place, flag
 from hf_dr.store.base_dataset import load_base, sampled_rows
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
+from hf_dr.text import code
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.evaluated import share_buffers
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
+from hf_dr.training.student_card import optimization
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.transfer.settings import DataArguments, TransferSettings
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
@@ -49,6 +51,9 @@ HEADLINES = {"box_map": "box mAP", "mask_map": "mask mAP", "mean_iou": "mIoU"}
 
 Where `metric_for_best_model` is not set, the first of them that a task measures chooses the best weights.
 """
+
+# Settings of the steps that are written as they are, next to those that student and transfer have in common.
+_TOLD = ("lr_decay", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 
 _CARD = """---
 library_name: hf_dr
@@ -305,7 +310,8 @@ class TransferTrainer(ResumableTrainer):
                 "learning_rate": args.learning_rate,
                 "lr_schedule": args.lr_milestones or plain(args.lr_scheduler_type),
                 "optim": plain(args.optim),
-                "weight_decay": args.weight_decay,
+                **{name: getattr(args, name) for name in _TOLD},
+                **optimization(args),
             },
         }
         write_json(Path(args.output_dir or ".", RESULTS_FILE), content)
@@ -333,9 +339,9 @@ class TransferTrainer(ResumableTrainer):
         measured = ", ".join(
             f"{title} {self._measured[key]:.4g}" for key, title in HEADLINES.items() if key in self._measured
         )
-        about = (
-            f"Trained on `{described['dataset'].get('id')}`, on the backbone `{described['student']['id']}`. {measured}"
-        )
+        images = described["dataset"].get("id")
+        on = f"on {code(images)}, " if images else ""
+        about = f"Trained {on}on the backbone {code(described['student']['id'])}. {measured}"
 
         def card(remote: str | None) -> str:
             opening, metadata, closing, body = split_readme(remote or _CARD.format(tag=described["task"], name=name))

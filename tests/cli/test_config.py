@@ -51,6 +51,9 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
     assert ops.teachers == ["x"]
     assert ops.augmentation == [{"Flip": {"p": 1}}]
     assert read(["--augmentation", "rrc"], text, tmp_path)[1].augmentation == "rrc"
+    given = ["--views", "8", "--mode", "fast", "--augmentation", "randaug", "--dry_run", "false"]
+    words = f"{text}mode: slow\ndry_run: true\n"
+    assert read(given, words, tmp_path) == [Run("b"), Ops(["x"])], "also those that are the built-in defaults"
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,7 @@ def test_an_empty_value_takes_back_what_a_file_sets(tmp_path):
     words = ["--config", str(file)]
     assert parse([Where], words, prog="x", description="d")[0].revision == "v1"
     assert parse([Where], [*words, "--revision", ""], prog="x", description="d")[0].revision is None
+    assert read(["--name", "a", "--augmentation", ""], "augmentation: rrc", tmp_path) == read(["--name", "a"])
 
 
 def test_an_empty_value_takes_back_a_list(tmp_path):
@@ -241,6 +245,16 @@ def test_print_config_can_be_read_back(files, tmp_path, capsys):
     text = capsys.readouterr().out
     assert set(text.split("# Defaults:")[0].split()) >= {"name:", "'no'", "slow", "views:", "dry_run:"}
     assert read([], text, tmp_path) == read(argv)
+
+
+def test_print_config_lists_what_was_set_and_nothing_else(capsys):
+    @dataclass
+    class Foreign:
+        counted: bool = field(default="no", metadata={"help": "As transformers has one."})
+
+    with pytest.raises(SystemExit):
+        parse([Foreign, Run], ["--name", "a", "--print_config"], prog="x", description="d")
+    assert capsys.readouterr().out.split("# Defaults:\n")[0] == "name: a\n"
 
 
 @dataclass

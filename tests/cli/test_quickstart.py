@@ -203,6 +203,8 @@ def test_a_wrong_student_is_refused_before_the_teacher_is_trained(recorded, phot
         ([], "expected one dataset before the flags, got none"),
         (["./phtos"], "expected a folder, a file or a Hub id, found none at './phtos'. Check the path."),
         (["photos", "--num_views", "0"], "`num_views` must be a whole number of at least 1, got 0"),
+        (["photos", "--seeds", "0", "-1"], "`seeds` must be a whole number of at least 0, got -1"),
+        (["photos", "--seeds", "0", "1", "0"], "`seeds` must not name one twice, got [0, 1, 0]. Leave one out."),
         (["photos", "--studnet", "x"], "unknown argument `--studnet`. Did you mean `--student`?"),
     ],
 )

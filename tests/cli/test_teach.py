@@ -1,6 +1,7 @@
 """`hf-dr teach`, called as its users call it: from a folder of photos to a teacher that is named by its folder."""
 
 import json
+import shlex
 import shutil
 
 import datasets
@@ -63,7 +64,7 @@ def test_from_python_it_is_the_same(taught, photos, tmp_path):
     assert (found.teacher.temperature, member.weights_hash) == (1, load_member(str(taught)).weights_hash)
 
     images = datasets.load_dataset(found.dataset, split=found.split)
-    apart = hf_dr.teach(taught / "photos", tmp_path / "apart", **PYTHON, calibrate=False)
+    apart = hf_dr.teach(taught / "photos", tmp_path / "apart", **PYTHON, calibrate=False, folds=None, seed=None)
     assert (apart.dataset, apart.split, apart.eval_split) == (str(taught / "photos"), "train", "test")
     told = json.loads((tmp_path / "apart" / "teacher.json").read_text())
     assert apart.teacher.temperature == told["temperature"] != 1
@@ -129,6 +130,24 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path, capsys):
     assert f"--teacher_temperature {found['temperature']:.4g} --output_dir PLUS" in capsys.readouterr().out
     assert not (tmp_path / "out" / "photos").exists()
     assert teach(images, tmp_path / "other", "--eval_split", "tset", "--max_steps", "1") == 2
+
+
+@pytest.mark.parametrize("splits", [["train", "test"], ["train"]], ids=["with a test split", "divided"])
+def test_the_command_that_is_printed_runs(taught, tmp_path, capsys, splits):
+    """Also where columns, configuration, or folders of files were named."""
+    images = datasets.load_dataset(str(taught / "photos"))
+    for split in splits:
+        part = images[split].rename_column("label", "kind")
+        part = part.add_column("colour", [0] * len(part), feature=datasets.ClassLabel(names=["a"]))
+        part.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    columns = ["--label_column", "kind", "--image_column", "image", "--dataset_config", "default"]
+    flags = [*columns, "--files_from", str(taught), "--held_out", "0.34", "--max_steps", "1"]
+    assert teach(tmp_path / "data", tmp_path / "out", *flags) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: hf-dr reinforce"))
+    words = shlex.split(line.removeprefix("next: hf-dr").replace("PLUS", str(tmp_path / "plus")))
+    assert ("--files_from" in words, "--dataset_config" in words) == (len(splits) == 2, len(splits) == 2)
+    assert main([*words, "--num_views", "1", "--allow_disagreement"]) == 0
+    assert load_reinforced(tmp_path / "plus").provenance.label_column == "kind"
 
 
 def test_held_out_images_that_are_learned_are_told(photos, tmp_path, caplog):

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import yaml
 from samples import one_pixel_off
+from scipy import stats
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation import comparison
-from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison, training_flags
+from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison, t_quantile, training_flags
 from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.gathering import Run, read_run
 from hf_dr.evaluation.report import Report, Result
@@ -89,6 +90,11 @@ def test_the_table_and_the_report(tmp_path):
     assert page.count("data:image/png;base64,") == 2
     assert "+15.00 ± 7.07" in page
     assert made_up().verdicts[0] in page
+    assert "from stored answers of the teacher, kd from a teacher in memory. Mean" in page
+    unseen = dataclasses.replace(made_up(), runs=[dataclasses.replace(run, accuracy=[]) for run in made_up().runs])
+    assert unseen.save(tmp_path).read_text(encoding="utf-8").count("data:image/png;base64,") == 1
+    weighted = dataclasses.replace(made_up(), label_weight=0.5).save(tmp_path).read_text(encoding="utf-8")
+    assert "from stored answers of the teacher and, at weight 0.5, the labels, kd from" in weighted
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written["comparison_seeds"] == 2
     low, high = written["top1_gain_95_percent_intervals"]["reinforced"]
@@ -98,7 +104,8 @@ def test_the_table_and_the_report(tmp_path):
 def seeds_of(hits: dict[str, list[list[bool]]]) -> Comparison:
     """A comparison of which only the hits matter: objective -> seed -> image."""
     runs = [Run(name, seed, Path("none"), 1.0, 1, []) for name, seeds in hits.items() for seed in range(len(seeds))]
-    results = [Result(r.name, "test", 9, {}, hits=np.array(hits[r.objective][r.seed])) for r in runs]
+    right = [np.array(hits[r.objective][r.seed]) for r in runs]
+    results = [Result(r.name, "test", 9, {"top1": own.mean()}, hits=own) for r, own in zip(runs, right, strict=True)]
     return Comparison("hits", runs, Report(results, {}, {}, {}))
 
 
@@ -112,22 +119,46 @@ def test_a_comparison_on_clean_images_alone_has_no_column_of_corruptions(tmp_pat
 
 def test_the_interval_of_a_gain_is_that_of_paired_images_and_of_seeds():
     alone = seeds_of({"erm": [[False] * 10], "reinforced": [[True] * 5 + [False] * 5]})
-    half = 1.96 * np.sqrt(np.var([1] * 5 + [0] * 5, ddof=1) / 10)
+    half = stats.t.ppf(0.975, 9) * np.sqrt(np.var([1] * 5 + [0] * 5, ddof=1) / 10)
     assert alone.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half))
     # Both are right on the same images: only seeds differ.
     alike = seeds_of({"erm": [[False] * 4] * 2, "reinforced": [[True] * 4, [False] * 4]})
-    half = 1.96 * np.sqrt(0.5 / 2)
-    assert alike.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half))
+    half = stats.t.ppf(0.975, 1) * np.sqrt(0.5 / 2)
+    assert alike.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half), rel=1e-3)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+@pytest.mark.parametrize("freedom", [1, 1.01, 1.7, 2, 3.3, 9, 59, 1999, 1e6])
+def test_quantiles_are_those_of_the_t_distribution(freedom):
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-4)
+
+
+@pytest.mark.parametrize(("seeds", "spread", "lowest"), [(1, 0.0, 0.92), (3, 0.03, 0.93), (2, 0.03, 0.91)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(seeds, spread, lowest):
     rng = np.random.default_rng(0)
     inside = 0
-    for _ in range(500):  # both are right on 80 % of all images, and on 60 sampled ones by chance
-        hits = {name: (rng.random((1, 60)) < 0.8).tolist() for name in ("erm", "reinforced")}
+    for _ in range(500):  # both are right on 80 % of all images, some seeds on more, and on 200 sampled ones by chance
+        right = 0.8 + spread * rng.standard_normal((2, seeds, 1))
+        hits = dict(zip(("erm", "reinforced"), (rng.random((2, seeds, 200)) < right).tolist(), strict=True))
         low, high = seeds_of(hits).top1_interval("reinforced")
         inside += low <= 0 <= high
-    assert 0.92 < inside / 500 < 0.98
+    assert lowest < inside / 500 < 0.99
+
+
+@pytest.mark.parametrize(("differing", "shown"), [(5, False), (6, True)])
+def test_a_verdict_is_one_of_the_exact_test_too(differing, shown):
+    images = np.arange(2000)
+    (verdict,) = seeds_of({"erm": [images < 0], "reinforced": [images < differing]}).verdicts
+    assert (stats.binomtest(differing, differing).pvalue < 0.05) == shown
+    assert verdict.endswith("more accurate.") == shown
+
+
+def test_the_gain_in_a_verdict_is_that_of_the_table():
+    """Not the middle of the bounds as they are rounded."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        found = seeds_of({name: (rng.random((3, 77)) < 0.8).tolist() for name in ("erm", "reinforced")})
+        expected = round(100 * found.gains("reinforced", "top1").mean(), 1) + 0.0
+        assert found.verdicts[0].startswith(f"reinforced gains {expected:+.1f} points")
 
 
 def test_no_conclusion_is_drawn_from_four_images():
@@ -135,7 +166,7 @@ def test_no_conclusion_is_drawn_from_four_images():
     few = seeds_of({"erm": [(images < 53).tolist()], "reinforced": [((images < 48) | (images == 59)).tolist()]})
     (verdict,) = few.verdicts
     assert verdict == (
-        "reinforced gains -6.7 points of top-1 over erm, 95 % interval -14.6 to +1.2 by 9 images and 1 seed: no difference is "
+        "reinforced gains -6.7 points of top-1 over erm, 95 % interval -14.7 to +1.4 by 9 images and 1 seed: no difference is "
         "shown. More held-out images or seeds may show one."
     )
     clear = {"erm": [(images < 30).tolist()] * 2, "reinforced": [(images < 50).tolist()] * 2, "kd": [[False] * 60] * 2}
@@ -363,13 +394,19 @@ def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tiny
         trained.append(arguments[arguments.index("--output_dir") + 1])
         return 2
 
-    def settings(**more):
+    def settings(evaluate=(), **more):
         train = {"dataset": str(tiny_folder)}
         sets = [f"a={tmp_path / 'base.parquet'}:train"]
-        return CompareConfig("t", "~/out", train, {"sets": sets}, seeds=[0], **more)
+        return CompareConfig("t", "~/out", train, {"sets": sets, **dict(evaluate)}, seeds=[0], **more)
 
-    with pytest.raises(ConfigError, match=r"`pictures` must be PNG files, found none at .*/no\.png\. Correct it"):
-        run_comparison(settings(pictures=["~/no.png"]), train)
+    for picture in ("no.png", "base.parquet"):
+        message = rf"`pictures` must be PNG files, found none at .*/{picture}\. Correct it"
+        with pytest.raises(ConfigError, match=message):
+            run_comparison(settings(pictures=[f"~/{picture}"]), train)
+    with pytest.raises(
+        DataError, match=r"the set `a` must have at least 2 images to compare on, found 1\. Take another"
+    ):
+        run_comparison(settings({"max_examples": 1}), train)
     assert not trained
     with pytest.raises(ConfigError, match="out/erm-0 must succeed, but it ended with status 2"):
         run_comparison(settings(), train)

@@ -71,6 +71,10 @@ def test_results_that_are_not_measured_again_are_not_lost(student, tiny_dataset,
     def evaluate(models, sets=tiny_dataset, **settings):
         hf_dr.evaluate(models, sets, output_dir=folder, **SUITE, **settings)
 
+    labels = tiny_dataset["label"]
+    relabelled = tiny_dataset.remove_columns("label").add_column(
+        "label", labels[::-1], feature=tiny_dataset.features["label"]
+    )
     evaluate(student, corrupt=["test"])
     evaluate({"student": student, "more": other}, {"test": tiny_dataset, "again": tiny_dataset}, corrupt=["test"])
     both = (folder / "evaluation.json").read_text()
@@ -80,6 +84,18 @@ def test_results_that_are_not_measured_again_are_not_lost(student, tiny_dataset,
         ({"student": student}, {"test": tiny_dataset, "again": tiny_dataset}, {}, rf"`more` \({other}\) on `test`"),
         ({"student": student, "more": student}, {"test": tiny_dataset, "again": tiny_dataset}, {}, "`more` "),
         ({"student": student, "more": other}, tiny_dataset, {}, "`student` .* on `again`"),
+        (
+            {"student": student, "more": other},
+            {"test": tiny_dataset, "again": tiny_dataset.select(range(8))},
+            {},
+            r"`student` .* on `again` \(a loaded dataset\)",
+        ),
+        (
+            {"student": student, "more": other},
+            {"test": tiny_dataset, "again": relabelled},
+            {},
+            r"`student` .* on `again` \(a loaded dataset\)",
+        ),
         (
             {"student": student, "more": other},
             {"test": "x.parquet:train", "again": tiny_dataset},
@@ -162,6 +178,17 @@ def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch)
     assert [result.set for result in loaded.results] == ["test", "other"]
     assert {str(result.metrics) for result in loaded.results} == {str(of_texts.results[0].metrics)}
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.parquet"]
+
+
+def test_labels_that_are_not_named_are_the_only_classes(student, tiny_dataset, tmp_path):
+    """As for `reinforce` and `teach`: of a loaded dataset, and of one that is named; both tell the column."""
+    tiny_dataset.rename_column("label", "kind").to_parquet(tmp_path / "tiny.parquet")
+    text, named = f"test={tmp_path / 'tiny.parquet'}:train", f"test={tmp_path / 'tiny.parquet'}:train,label=kind"
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "tiny.parquet"))
+    reports = [hf_dr.evaluate(student, given, output_dir=tmp_path / "out") for given in (text, named, text)]
+    reports.append(hf_dr.evaluate(student, loaded))
+    assert [report.sets["test"]["label"] for report in reports] == ["kind"] * 4
+    assert len({str(report.results[0].metrics) for report in reports}) == 1
 
 
 @pytest.mark.parametrize(

@@ -476,6 +476,7 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
         ),
         (["--sets", "a b=x"], "must have a name of letters"),
         (["--sets", "x=d,label=y,label=z"], "set `x` must have the option `label` once, got 'x=d,label=y,label=z'"),
+        (["--sets", "x=d,image="], "the option `image` of set `x` must have a value, got none. Write image=VALUE, or"),
         (["--sets", "x=d,lable=y"], "set `x` has the unknown option 'lable=y'. Did you mean `label`?"),
         (["--sets", "x=d,classes=imagenet-x"], "`classes` of set `x` must be one of"),
         (["--sets", "{tiny}", "{tiny}"], "each set must have its own name, but `tiny` stands there twice"),

@@ -66,13 +66,14 @@ def _trained(tmp_path_factory, tiny_folder, tiny_dataset) -> Path:
         str(folder / "evaluated"),
     ]
     assert main([*evaluate, *sets, *grid]) == 0
+    (folder / "runs").rename(folder / "kept")
     return folder
 
 
 @pytest.fixture
 def trained(_trained, tmp_path) -> Path:
     """Runs and their evaluation, to be changed at will; they have moved since they were evaluated."""
-    shutil.copytree(_trained / "runs", tmp_path / "all" / "evaluated")
+    shutil.copytree(_trained / "kept", tmp_path / "all" / "evaluated")
     shutil.copy(_trained / "evaluated" / "evaluation.json", tmp_path / "all" / "evaluated")
     return tmp_path / "all"
 
@@ -191,6 +192,32 @@ def test_evaluations_find_their_runs_and_other_checkpoints_stand_by_themselves(t
     assert kd.evaluations.keys() == {WHILE_TRAINING}
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "ROOT/elsewhere/erm-0",  # it is there, and none of the runs
+        "ROOT/all/evaluated/erm-1/checkpoint-2",
+        "/gone/erm-1",
+        "/gone/erm-0/checkpoint-2",
+        "microsoft/resnet-50",
+    ],
+)
+def test_an_evaluation_is_not_that_of_a_run_that_is_only_called_like_the_model(trained, tmp_path, place):
+    place = place.replace("ROOT", str(tmp_path))
+    shutil.copytree(trained / "evaluated" / "erm-0", tmp_path / "elsewhere" / "erm-0")
+    (trained / "evaluated" / "erm-1" / "checkpoint-2").mkdir()
+
+    def change(content):
+        models = content["settings"]["models"]
+        content["settings"]["models"] = [f"erm-0={place}", *models[1:]]
+
+    edit(trained / "evaluated" / "evaluation.json", change)
+    results = gather([trained])
+    (run,) = (run for run in results.runs if run.folder.name == "erm-0")
+    assert run.evaluations.keys() == {WHILE_TRAINING}
+    assert f"erm-0 = {place}" in results.others
+
+
 def test_the_command_writes_three_files_and_the_page_needs_no_other(trained, tmp_path, capsys):
     arguments = ["report", str(trained), "--output_dir", str(tmp_path / "report"), "--title", "a <title>"]
     assert main(arguments) == 0
@@ -255,6 +282,17 @@ def test_a_run_that_cannot_stand_in_a_table_is_listed_with_the_reason(trained, d
     assert f"<td>{place}</td>" in to_html(results, "all")
     (row,) = to_dict(results, "all")["accuracy"]
     assert row["erm"]["seeds"] == 1
+
+
+@pytest.mark.parametrize("key", ["weight_decay", "momentum", "max_grad_norm", "warmup_epochs", "ema_decay"])
+def test_a_setting_counts_where_both_runs_tell_it(trained, key):
+    """Older versions wrote fewer settings down."""
+    student = trained / "evaluated" / "erm-1" / "student.json"
+    edit(student, lambda s: s["settings"].pop(key))
+    assert not gather([trained]).left_out
+    edit(student, lambda s: s["settings"].update({key: 0.123}))
+    (reason,) = gather([trained]).left_out.values()
+    assert f"differs in {key} from" in reason
 
 
 def test_an_unfinished_training_is_told_by_its_checkpoints(trained):
@@ -439,7 +477,7 @@ def segmenter(_trained, tmp_path_factory) -> Path:
             PIL.Image.fromarray(pixels).save(folder / name / f"{n}.png")
     flags = {
         "--images": folder / "images", "--masks": folder / "masks", "--eval_images": folder / "images",
-        "--eval_masks": folder / "masks", "--student": _trained / "runs" / "erm-0", "--output_dir": folder / "out",
+        "--eval_masks": folder / "masks", "--student": _trained / "kept" / "erm-0", "--output_dir": folder / "out",
         "--crop_size": 32, "--head_channels": 8, "--max_steps": 1, "--per_device_train_batch_size": 2, "--save_steps": 1,
         "--report_to": "none", "--disable_tqdm": True, "--seed": 0,
     }  # fmt: skip
@@ -526,6 +564,8 @@ def test_a_segmenter_tells_all_that_its_row_needs(segmenter, trained):
      (lambda out: edit(out / "transfer.json", lambda d: d["segmenter"].update(dropout=0.5)), "differs in segmenter from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["training"].update(weight_decay=0.5)),
       "differs in weight_decay from .*image-segmentation-erm-0"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["training"].update(lr_decay=0.5, warmup_steps=9)),
+      "differs in lr_decay, warmup_steps from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].update(learning_rate="9")),
       "differs in the student's learning_rate from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].update(seed="0")),

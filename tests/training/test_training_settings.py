@@ -14,9 +14,33 @@ from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.losses import ReinforcedLoss
+from hf_dr.training.student_card import Student
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import BATCH, ROWS, Pooled, by_hand, normalized, pooled, same, timm_student, weights
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight_decay": 0.1}, {"momentum": 0.5}, {"nesterov": False}, {"max_grad_norm": 2.0}, {"warmup_epochs": 0.5},
+        {"ema_decay": 0.9}, {"decay_biases_and_norms": True}, {"lr_scheduler_kwargs": {"num_cycles": 2}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_student_tells_what_decides_the_steps(plain, settings, tmp_path, changes):
+    found = []
+    for given in ({}, changes):
+        ReinforcedTrainer(timm_student(), settings(**given), train_dataset=plain).create_model_card()
+        found.append(Student.read(tmp_path / "out").settings)
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == changes.keys()
+
+
+def test_the_student_tells_the_weight_of_the_labels(plain, settings, tmp_path):
+    ReinforcedTrainer(timm_student(), settings(label_weight=0.5), train_dataset=plain).create_model_card()
+    assert "stored views, a teacher's stored answers and, at weight 0.5, the labels" in (
+        (tmp_path / "out" / "README.md").read_text()
+    )
 
 
 def test_what_decays(plain, settings):

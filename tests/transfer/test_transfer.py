@@ -301,11 +301,17 @@ def test_an_argument_that_may_change_shapes_no_weights(whole, tmp_path, name):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lr_decay": 0.5}, {"lr_milestones": [0.5]}, {"learning_rate": 0.1}, {"momentum": 0.5}, {"seed": 1}],
+    [
+        {"lr_decay": 0.5, "lr_milestones": [0.5]},
+        {"lr_milestones": [0.5]},
+        {"learning_rate": 0.1},
+        {"momentum": 0.5},
+        {"seed": 1},
+    ],
     ids=str,
 )
 def test_an_argument_that_shapes_the_weights_is_refused(whole, tmp_path, changes):
-    (name,) = changes
+    name = next(iter(changes))
     with pytest.raises(ConfigError, match=rf"must be resumed with its own settings, but .*-3 differs in .*\b{name}: "):
         line_trainer(tmp_path, **changes).train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
 
@@ -361,12 +367,42 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_pat
     assert (found["task"], found["student"], found["dataset"]) == ("line", {"id": "s"}, {"id": "d"})
     assert found["training"] == {
         "seed": 42, "epochs": 1.0, "steps": 3, "batch_size": 2, "learning_rate": 0.05, "lr_schedule": "linear",
-        "optim": "sgd", "weight_decay": 0.0,
+        "optim": "sgd", "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "max_grad_norm": 1.0, "warmup_steps": 0,
+        "lr_scheduler_kwargs": {}, "lr_decay": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+        "optim_args": None,
     }  # fmt: skip
     model = Line()
     load_weights(model, tmp_path)
     assert torch.equal(model.weight, short.model.weight.cpu())
     assert read_description(tmp_path)["task"] == "line"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"momentum": 0.5}, {"nesterov": True}, {"max_grad_norm": 2.0}, {"warmup_steps": 1}, {"adam_beta2": 0.9},
+        {"lr_scheduler_kwargs": {"num_cycles": 2}}, {"weight_decay": 0.1}, {"seed": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_results_tell_what_decides_the_steps(tmp_path, changes):
+    for name, own in (("one", {}), ("two", changes)):
+        trainer = line_trainer(tmp_path / name, **own)
+        (tmp_path / name).mkdir(exist_ok=True)
+        trainer.write_results()
+    one, two = (json.loads((tmp_path / n / "transfer_results.json").read_text())["training"] for n in ("one", "two"))
+    assert {key for key in one if one[key] != two[key]} == changes.keys()
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [("a`<b>`", "Trained on `a'<b>'`, on the backbone `s`."), (None, "Trained on the backbone `s`.")],
+)
+def test_names_in_the_card_are_only_names(short, loopback_hub, images, said):
+    short._description["dataset"]["id"] = images
+    short.push_to_hub()
+    assert said in loopback_hub.files("me/line", repo_type="models")["README.md"].decode()
 
 
 # What Trainer does about the client's progress bars.
@@ -497,7 +533,8 @@ def test_what_decays(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"momentum": 1.0}, "`momentum` must be at least 0 and below 1, got 1.0"),
-     ({"lr_decay": 0.0}, "`lr_decay` must be above 0 and at most 1, got 0.0"),
+     ({"lr_decay": 0.0, "lr_milestones": [0.5]}, "`lr_decay` must be above 0 and at most 1, got 0.0"),
+     ({"lr_decay": 0.5}, "`lr_decay` needs `lr_milestones`, at which the rate changes, got 0.5 alone. Give both"),
      ({"lr_milestones": [0.8, 0.5]}, "`lr_milestones` must be ascending shares between 0 and 1, got 0.8, 0.5"),
      ({"lr_milestones": [16.0]}, "`lr_milestones` must be ascending shares"),
      ({"lr_milestones": [float("nan")]}, "`lr_milestones` must be ascending shares between 0 and 1, got nan"),

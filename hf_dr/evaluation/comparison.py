@@ -167,7 +167,8 @@ class Comparison:
         if variance > 0:
             freedom = variance**2 / sum(part**2 / own for part, own in variances)
             half = t_quantile(freedom) * variance**0.5
-        return float(gains_SB.mean() - half), float(gains_SB.mean() + half)
+        gain = gains_SB.mean()
+        return float(max(gain - half, -1)), float(min(gain + half, 1))
 
     @property
     def verdicts(self) -> list[str]:

@@ -121,10 +121,13 @@ def test_the_interval_of_a_gain_is_that_of_paired_images_and_of_seeds():
     alone = seeds_of({"erm": [[False] * 10], "reinforced": [[True] * 5 + [False] * 5]})
     half = stats.t.ppf(0.975, 9) * np.sqrt(np.var([1] * 5 + [0] * 5, ddof=1) / 10)
     assert alone.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half))
-    # Both are right on the same images: only seeds differ.
+    # Both are right on the same images: only seeds differ, and then images as well.
     alike = seeds_of({"erm": [[False] * 4] * 2, "reinforced": [[True] * 4, [False] * 4]})
-    half = stats.t.ppf(0.975, 1) * np.sqrt(0.5 / 2)
-    assert alike.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half), rel=1e-3)
+    assert alike.top1_interval("reinforced") == (-1, 1), "of two seeds more than there is"
+    alike = seeds_of({"erm": [[False] * 100] * 2, "reinforced": [[True] * 100, [True] * 96 + [False] * 4]})
+    images, seeds = np.var([1] * 96 + [0.5] * 4, ddof=1) / 100, np.var([1, 0.96], ddof=1) / 2
+    half = stats.t.ppf(0.975, (images + seeds) ** 2 / (images**2 / 99 + seeds**2)) * np.sqrt(images + seeds)
+    assert alike.top1_interval("reinforced")[0] == pytest.approx(0.98 - half, rel=1e-3)
 
 
 @pytest.mark.parametrize("freedom", [1, 1.01, 1.7, 2, 3.3, 9, 59, 1999, 1e6])

@@ -164,6 +164,6 @@ def _row_bytes(plan: Plan, row: int) -> int:
     except DataError:
         if plan.provenance.on_bad_image == "error":
             raise
-        bad = {"image_column": plan.provenance.image_column, "readable": np.zeros(1, bool)}
-        table = as_table(plan.base, row, row + 1, **bad)
+        column = plan.provenance.image_column
+        table = as_table(plan.base, row, row + 1, image_column=column, readable=np.zeros(1, bool))
     return table.combine_chunks().get_total_buffer_size()

@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_advice, load_base, read_labels, undecoded_images, whole_column
+from hf_dr.store.base_dataset import label_advice, label_columns, load_base, read_labels, undecoded_images, whole_column
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
 
 def _usual_label(dataset: datasets.Dataset) -> str:
     """Returns the column of the labels where none is named, as `reinforce` and `teach` choose it."""
-    classes = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)]
-    return classes[0] if len(classes) == 1 and "label" not in dataset.column_names else "label"
+    known = label_columns(dataset.features)
+    return known[0] if len(known) == 1 else "label"
 
 
 def _read_labels(dataset: datasets.Dataset, label: str, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:

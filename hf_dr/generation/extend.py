@@ -179,6 +179,7 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
         first_new = stored.num_views
     labels = None if stored.label_column is None else checked_labels(base, stored.label_column, teacher)
     provenance = replace(stored, **changes, skipped_rows=[], created_with=f"hf_dr {__version__}")
+    provenance.check()
     folder = expanded(config.output_dir) / provenance.config_name
     if (folder / PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:
         raise ConfigError(

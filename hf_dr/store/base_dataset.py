@@ -331,6 +331,12 @@ def _file_hash(cell: dict[str, Any] | None) -> bytes:
     return hashlib.sha256(data or b"").digest()
 
 
+def label_columns(features: datasets.Features) -> list[str]:
+    """Returns the columns that may be the labels where none is named: `label`, else those of a ClassLabel."""
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return ["label"] if "label" in features else classes
+
+
 def check_dataset(
     dataset: datasets.Dataset, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str | None]:
@@ -376,8 +382,7 @@ def check_dataset(
     if label_column == "none":
         return chosen, None
     if label_column is None:
-        classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        known = ["label"] if "label" in features else classes
+        known = label_columns(features)
         if not known:
             return chosen, None
         if len(known) > 1:

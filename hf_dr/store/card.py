@@ -144,9 +144,8 @@ def check_card(folder: Path) -> None:
     """Checks before a run that `write_card` can write after it; see `update_card` for what it raises."""
     card = read_card(folder / CARD_FILE) or ""
     update_card(card, {}, name=folder.resolve().name)
-    data = read_entries(split_readme(card)[1])[1]
     for key in (_INFO, _CONFIGS):
-        _entries(data, key)
+        _entries(_metadata_of(card), key)
 
 
 def read_card(path: Path) -> str | None:
@@ -202,20 +201,23 @@ def keep_configs(existing: str, names: Collection[str]) -> str:
     return opening + edit_yaml(metadata, kept, _KEYS, newline_of(existing)) + closing + drop_parts(body, gone)
 
 
+def _metadata_of(card: str | None) -> Data:
+    return {} if card is None else read_entries(split_readme(card)[1])[1]
+
+
 def names_configs(card: str | None) -> bool:
     """Tells whether a card has `configs:`, without which a repository's files are read as one dataset."""
-    return card is not None and bool(read_entries(split_readme(card)[1])[1].get(_CONFIGS))
+    return bool(_metadata_of(card).get(_CONFIGS))
 
 
 def has_config_elsewhere(card: str | None, name: str) -> bool:
     """Tells whether a card has a configuration of this name whose data is not in the folder of this name."""
-    entry = None if card is None else _entries(read_entries(split_readme(card)[1])[1], _CONFIGS).get(name)
+    entry = _entries(_metadata_of(card), _CONFIGS).get(name)
     if entry is None:
         return False
     files = entry.get("data_files")
-    paths = [
-        file.get("path") if isinstance(file, dict) else file for file in (files if isinstance(files, list) else [files])
-    ]
+    listed = files if isinstance(files, list) else [files]
+    paths = [file.get("path") if isinstance(file, dict) else file for file in listed]
     return not all(isinstance(path, str) and path.startswith(f"{name}/") for path in paths)
 
 

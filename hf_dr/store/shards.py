@@ -323,14 +323,16 @@ class ShardWriter:
         try:
             with writing(path):
                 codecs = column_compression(features)
-                base_leaves = [leaf.path for name, leaf in _leaves(features) if not is_reserved(name)]
+                encodings = column_encoding(features)  # of the reinforcement's own columns
                 self._writer = pq.ParquetWriter(
                     self._temporary,
                     self._schema,
                     compression=codecs,
                     compression_level={leaf: ZSTD_LEVEL for leaf, codec in codecs.items() if codec == "ZSTD"},
-                    use_dictionary=[leaf for leaf in base_leaves if codecs[leaf] != "NONE"],
-                    column_encoding=column_encoding(features),
+                    use_dictionary=[
+                        leaf for leaf, codec in codecs.items() if leaf not in encodings and codec != "NONE"
+                    ],
+                    column_encoding=encodings,
                     write_statistics=[name for name in self._schema.names if name == SOURCE_INDEX],
                     data_page_size=1 << 22,
                     write_page_checksum=True,

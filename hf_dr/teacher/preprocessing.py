@@ -136,9 +136,14 @@ def evaluation_augmentation(
     """
     if crop is None:
         return Augmentation([Resize(size, interpolation)])
-    # Rounded downwards, as timm and transformers do; a share that came from whole pixels may miss them by float64's rounding.
-    height, width = (int(side / crop + 1e-6) for side in size)
+    height, width = (before_crop(side, crop) for side in size)
     return Augmentation([Resize(height if height == width else (height, width), interpolation), CenterCrop(size)])
+
+
+def before_crop(side: int, crop: float) -> int:
+    """Returns the side of which a centre crop keeps the share `crop`, and `side` pixels."""
+    # Rounded downwards, as timm and transformers do; a share that came from whole pixels may miss them by float64's rounding.
+    return int(side / crop + 1e-6)
 
 
 def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, float | None]:

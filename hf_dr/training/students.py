@@ -44,6 +44,7 @@ from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
     EVAL_CROP,
     Preprocessing,
+    before_crop,
     evaluation_augmentation,
     is_of_scale,
     read_image_processor,
@@ -504,8 +505,8 @@ def processor_of(model: Any, size: Size, normalization: Normalization | None = N
         [round(value, 4) for value in std],
     )
     height, width = size
-    resized = int(height / EVAL_CROP + 1e-6)
-    wider = resized if height == width else int(width * resized / height + 1e-6)
+    resized = before_crop(height, EVAL_CROP)
+    wider = before_crop(width, height / resized)  # one share for both sides
     return BitImageProcessor(
         size={"shortest_edge": resized} if height == width else {"height": resized, "width": wider},
         crop_size={"height": height, "width": width},

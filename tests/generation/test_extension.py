@@ -410,6 +410,8 @@ def test_what_cannot_be_asked_for(tmp_path, tiny_folder, tiny_plus, tiny_teacher
         tiny_plus, ConfigError, r"`teacher` is for more views, got it with `add_teacher`. Leave it out", out, **both
     )
     refused(tiny_plus, ConfigError, r"must be more than the 4 views that are stored, got 4. Raise it", out, num_views=4)
+    beyond = {"num_views": (1 << 20) + 1, "teacher": tiny_teacher}
+    refused(tiny_plus, ConfigError, r"`num_views` in `reinforcement.json` must be .*1048576", out, **beyond)
     refused(tiny_plus, ConfigError, r"`name` and `base` must come with a path, got an opened", out, name="all_ops")
     combined = load_reinforced([tiny_folder] * 2, "all_ops")
     refused(

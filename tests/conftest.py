@@ -48,6 +48,7 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import hf_dr.replay.dataset
@@ -108,6 +109,14 @@ def _frozen() -> None:
     """Takes what is imported out of garbage collection: transformers' Trainer collects at each training, then for 0.3 s."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _verbosity() -> Iterator[None]:
+    """Restores what transformers logs: a training with a `log_level` sets it for the process, bars included."""
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
 
 
 CLASSES = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")

@@ -71,7 +71,8 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
             later = [places[other] for other in order[order.index(key) :] if other in places]
             chunks.insert(min(later, default=len(chunks)), (key, block))
     edited = "".join(chunk for _, chunk in chunks)
-    after, expected = read_entries(edited)[1], {**data, **wanted}
+    # A card with many classes takes a moment to parse: one that is not changed is not parsed again.
+    after, expected = data if edited == text else read_entries(edited)[1], {**data, **wanted}
     if {key: repr(value) for key, value in after.items()} != {key: repr(value) for key, value in expected.items()}:
         raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")
     return edited.removesuffix("\n").removesuffix("\r")

@@ -262,6 +262,15 @@ def shield_workers(loader: Any) -> None:
     loader._get_iterator = started
 
 
+def end_workers(loader: Any) -> None:
+    """Ends the persistent workers of a DataLoader, if it has any; used again, it starts others."""
+    loader = getattr(loader, "base_dataloader", loader)
+    iterator = loader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
+
+
 @dataclass(frozen=True)
 class Alone:
     """The state of a process that waits for no other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any, Unpack
 
@@ -12,7 +13,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.processes import find_device, in_process_group, quiet_worker, shield_workers
+from hf_dr.processes import end_workers, find_device, in_process_group, quiet_worker, shield_workers
 from hf_dr.replay.messages import InOneMessage, collate_rows
 from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
@@ -128,6 +129,9 @@ class ReinforcedLoader:
                 f"{world_size} processes. Lower `batch_size`, or leave `drop_last` out."
             )
         shield_workers(self._loader)
+        # Python may collect the queues of workers first, if the loader is in a cycle of references, as in an object of Lightning:
+        # then they do not hear that they are to end, and torch waits 5 seconds for each.
+        weakref.finalize(self, end_workers, self._loader).atexit = False
 
     def __repr__(self) -> str:
         return (

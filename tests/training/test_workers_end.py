@@ -66,6 +66,21 @@ def test_a_loop_that_was_interrupted_can_be_started_again(tiny_plus):
     assert len(list(loader)) == len(loader)
 
 
+def test_workers_of_a_loader_in_a_cycle_end_by_themselves(tiny_plus, monkeypatch):
+    before = set(multiprocessing.active_children())
+    cycle: list = [ReinforcedLoader(tiny_plus, 4, device="cpu", num_workers=2)]
+    assert len(list(cycle[0])) == len(cycle[0])
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    terminated = []
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.terminate", lambda worker: terminated.append(worker))
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert not terminated
+    assert not workers & set(multiprocessing.active_children())
+
+
 def test_a_worker_ends_when_its_parent_says_so():
     loader = torch.utils.data.DataLoader(Masks(), num_workers=1, worker_init_fn=quiet_worker)
     iterator = iter(loader)

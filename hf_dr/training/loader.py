@@ -129,8 +129,8 @@ class ReinforcedLoader:
                 f"{world_size} processes. Lower `batch_size`, or leave `drop_last` out."
             )
         shield_workers(self._loader)
-        # Python may collect the queues of workers first, if the loader is in a cycle of references, as in an object of Lightning:
-        # then they do not hear that they are to end, and torch waits 5 seconds for each.
+        # In a cycle of references, as Lightning's are, Python may collect the queues of workers before their iterator. They do
+        # not hear then that they are to end, and torch waits 5 seconds for each.
         weakref.finalize(self, end_workers, self._loader).atexit = False
 
     def __repr__(self) -> str:

@@ -73,7 +73,7 @@ def test_workers_of_a_loader_in_a_cycle_end_by_themselves(tiny_plus, monkeypatch
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     terminated = []
-    monkeypatch.setattr("multiprocessing.process.BaseProcess.terminate", lambda worker: terminated.append(worker))
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.terminate", lambda worker: terminated.append(worker.pid))
     cycle.append(cycle)
     del cycle
     gc.collect()

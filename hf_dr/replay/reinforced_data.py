@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.errors import ConfigError, DataError, ReplayError, did_you_mean
 from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.settings import check_kind
@@ -97,12 +97,17 @@ def draw_fresh_view(
 
 
 def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row: int, epoch: int) -> Params:
-    """Draws the parameters of what `draw_fresh_view` shows of an image of this (height, width)."""
+    """Draws the parameters of what `draw_fresh_view` shows of an image of this (height, width).
+
+    Raises:
+        DataError: The ops do not take images of this size; it names the row.
+    """
     # Stored views have keys from 0 upwards. These count down from the largest key: no run has used any of them.
     rng = view_rng(seed, row, (1 << 64) - 1 - int(epoch))
     try:
+        augmentation.check_size(size)
         return augmentation.sample(rng, size)
-    except ConfigError as error:
+    except (ConfigError, ReplayError) as error:
         raise DataError(f"the image of row {row} must be of a size that can be augmented, but: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -9,13 +10,14 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.device import UndoneViews
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import MixUp
 
 AUGMENTATION = Augmentation([RandomResizedCrop(24), RandomHorizontalFlip()])
@@ -136,9 +138,16 @@ def test_refusals(tiny_dataset):
         )[1]
 
 
-def test_an_image_that_is_too_small_is_named(tiny_dataset):
-    data = AugmentedDataset(tiny_dataset, Augmentation([RandomCrop(4000)]), **COLUMNS)
-    with pytest.raises(
-        DataError, match=r"the image of row 3 must be of a size that can be augmented, but: RandomCrop needs"
-    ):
-        data[3]
+@pytest.mark.parametrize("items_of", [lambda data: data, UndoneViews], ids=["Pillow", "device"])
+@pytest.mark.parametrize(
+    ("ops", "reason"),
+    [([RandomCrop(8)], "RandomCrop needs"), ([Resize(256), CenterCrop(8)], "Resize must make images of at most")],
+    ids=["too small", "too large on the way"],
+)
+def test_an_image_of_a_size_that_an_op_does_not_take_is_named(ops, reason, items_of):
+    images = [PIL.Image.new("RGB", (8, 8))] * 3 + [PIL.Image.new("RGB", (20_000, 1))]
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0] * 4}).cast_column("image", datasets.Image())
+    data = items_of(AugmentedDataset(rows, Augmentation(ops), **COLUMNS))
+    message = rf"the image of row 3 must be of a size that can be augmented, but: .*{reason}"
+    with pytest.raises(DataError, match=message):
+        data.__getitems__([3])

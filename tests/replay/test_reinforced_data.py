@@ -66,6 +66,9 @@ def test_the_key_of_a_new_view_is_for_ever():
     asked = []
 
     class Watched:
+        def check_size(self, size):
+            pass
+
         def sample(self, rng, size):
             asked.append((rng.bit_generator.state["state"], size))
             return {}

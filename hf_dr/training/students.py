@@ -115,7 +115,7 @@ def build_student(
     }
     crop = as_plain(crop)
     Real(0, 1, above=True).check("crop", crop)
-    seen = {} if size is None else evaluated_at(_checked_size(size), crop)
+    seen = {} if size is None else evaluation_cfg(_checked_size(size), crop)
     if not name.startswith("timm:"):
         if model_args:
             raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
@@ -134,7 +134,7 @@ def build_student(
         if normalization is None:  # what the weights were trained with, as a teacher of this name has it
             model.config.pretrained_cfg.update(mean=list(own["mean"]), std=list(own["std"]))
     if size is None:
-        model.config.pretrained_cfg.update(evaluated_at(tuple(own["input_size"][1:]), EVAL_CROP))
+        model.config.pretrained_cfg.update(evaluation_cfg(tuple(own["input_size"][1:]), EVAL_CROP))
     complete_config(model)  # else nothing could read what `save_pretrained` writes
     return model
 
@@ -230,7 +230,7 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
     return model
 
 
-def evaluated_at(size: Size, crop: float) -> dict[str, Any]:
+def evaluation_cfg(size: Size, crop: float) -> dict[str, Any]:
     """Returns what a `pretrained_cfg` says of `evaluation_augmentation`, so that other programs evaluate a model alike."""
     return {"input_size": [3, *size], "crop_pct": crop, "crop_mode": "center", "interpolation": "bilinear"}
 
@@ -428,7 +428,7 @@ def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
     return evaluation_augmentation(size, crop, read.interpolation)
 
 
-def load_processor(name: str, size: int | None = None) -> Any:
+def load_processor(name: str, size: int) -> Any:
     """Returns the image processor of a model that is fine-tuned, None where it has none: its mean and std are the student's.
 
     Args:
@@ -453,7 +453,7 @@ def load_processor(name: str, size: int | None = None) -> Any:
             f"the image processor of {name!r} must be one that transformers loads, but: {str(error).rstrip('. '):.300}. Save "
             f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
         ) from error
-    return processor if size is None else resized_processor(processor, size)
+    return resized_processor(processor, size)
 
 
 def resized_processor(given: Any, size: int) -> Any:

@@ -32,7 +32,8 @@ from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.text import code
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.evaluated import share_buffers
-from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
+from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.resumable_arguments import ResumableArguments
 from hf_dr.training.student_card import optimization
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.transfer.settings import DataArguments, TransferSettings

@@ -322,12 +322,10 @@ class ResumableTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, *args: Any, **settings: Any) -> torch.Tensor:
         """As Trainer's."""
         self._measured = {}
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(*args, **settings)
         self._divergence.watch(loss, self.state.global_step)
         return loss
 

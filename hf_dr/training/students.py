@@ -120,22 +120,21 @@ def build_student(
         if model_args:
             raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
         return _pretrained(name, classes, seen)
-    cfg = {} if normalization is None else {"mean": list(normalization[0]), "std": list(normalization[1])}
     architecture, _, file = name.removeprefix("timm:").partition("@")
     check_architecture(architecture)
     if seen and not file:
         model_args = _sized(architecture, model_args, seen["input_size"])
-    model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": {**cfg, **seen}})
+    model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": seen})
     if seen:
         _check_patches(architecture, model.timm_model, seen["input_size"][1:])
     own = model.timm_model.pretrained_cfg
     if file:
         _load_weights(model, expanded(file))
         if normalization is None:  # what the weights were trained with, as a teacher of this name has it
-            model.config.pretrained_cfg.update(mean=list(own["mean"]), std=list(own["std"]))
+            normalization = own["mean"], own["std"]
     if size is None:
         model.config.pretrained_cfg.update(evaluation_cfg(tuple(own["input_size"][1:]), EVAL_CROP))
-    complete_config(model)  # else nothing could read what `save_pretrained` writes
+    complete_config(model, normalization)  # else nothing could read what `save_pretrained` writes
     return model
 
 

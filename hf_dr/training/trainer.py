@@ -255,7 +255,7 @@ class ReinforcedTrainer(StudentTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
-        if isinstance(self.train_dataset if model.training else self._evaluated, ReinforcedData):
+        if (self._reinforced if model.training else self._evaluated) is not None:
             check_batch(inputs)
         if "teacher_ids" in inputs:
             outputs = self._logits_of(model, inputs)

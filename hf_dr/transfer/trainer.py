@@ -261,14 +261,7 @@ class TransferTrainer(ResumableTrainer):
         """Returns the names of what the task's meter measures."""
         return set(self._meter().names)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
         share_buffers(self)
         # Unwrapped, because processes have different numbers of batches.

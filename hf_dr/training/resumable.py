@@ -64,6 +64,7 @@ class ResumableTrainer(Trainer):
     Checkpoints carry checksums, and one that is not whole is never resumed. All arguments are Trainer's.
     """
 
+    # Trainer's own types of these would have to be narrowed wherever they are read.
     model: Any
     train_dataset: Any
     eval_dataset: Any

@@ -59,7 +59,11 @@ class StudentTrainer(ResumableTrainer):
 
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        _check_schedule(self)
+        if self.args.warmup_epochs and self.lr_scheduler is not None:  # which would not rise so
+            raise ConfigError(
+                f"`warmup_epochs` must be 0 with a scheduler of your own, got {self.args.warmup_epochs} and "
+                f"{type(self.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
+            )
         model = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
@@ -335,15 +339,6 @@ def _summary(model: nn.Module) -> str:
 def _precision(model: Any) -> torch.dtype:
     """Returns the type of a model's weights."""
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
-
-
-def _check_schedule(trainer: StudentTrainer) -> None:
-    """Refuses a schedule of one's own that would not rise as the settings say."""
-    if trainer.args.warmup_epochs and trainer.lr_scheduler is not None:
-        raise ConfigError(
-            f"`warmup_epochs` must be 0 with a scheduler of your own, got {trainer.args.warmup_epochs} and "
-            f"{type(trainer.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
-        )
 
 
 def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:

@@ -153,9 +153,17 @@ class ReinforcedTrainer(StudentTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As Trainer's; reinforced data comes in its own order."""
-        if self._reinforced is None:
+        args, train = self.args, self._reinforced
+        if train is None:
             return super().get_train_dataloader()
-        _check_batches(self, self._reinforced)
+        check_batches(
+            len(train),
+            args,
+            partial(learns_from_one, self.model, train, args.world_size),
+            streamed=isinstance(train, StreamedReinforcedDataset),
+            # What a process takes now, which `auto_find_batch_size` may have lowered.
+            batch_size=self._train_batch_size // (args.world_size if self.accelerator.split_batches else 1),
+        )
         dataset, self._sampler = self._in_order()
         return self._loader_of(dataset, self._sampler)
 
@@ -352,18 +360,6 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
-
-
-def _check_batches(trainer: ReinforcedTrainer, train: ReinforcedData) -> None:
-    """Checks that batches have enough images, of the size that they have in a process now (`auto_find_batch_size`)."""
-    args = trainer.args
-    check_batches(
-        len(train),
-        args,
-        partial(learns_from_one, trainer.model, train, args.world_size),
-        streamed=isinstance(train, StreamedReinforcedDataset),
-        batch_size=trainer._train_batch_size // (args.world_size if trainer.accelerator.split_batches else 1),
-    )
 
 
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")

@@ -117,11 +117,11 @@ class ReinforcedTrainer(StudentTrainer):
 
     def _check_train_dataset(self) -> None:
         train = self._reinforced
-        if train is None:
-            check_other_dataset(self.args, self.train_dataset)
-            return
-        check_student(self.model, train)
+        if train is not None:
+            check_student(self.model, train)
         self._check_settings()
+        if train is None:
+            return
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
         # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take the
@@ -129,8 +129,10 @@ class ReinforcedTrainer(StudentTrainer):
         self.model_accepts_loss_kwargs = False
 
     def _check_settings(self) -> None:
-        """Checks that the settings fit reinforced data: when the trainer is made, and again when a training begins."""
-        if self._reinforced is not None:
+        """Checks that settings and data go together: when the trainer is made, and again when a training begins."""
+        if self._reinforced is None:
+            check_other_dataset(self.args, self.train_dataset)
+        else:
             check_training(self.args, self._reinforced, self)
             self._in_order()  # checks the settings of the order
 

@@ -439,7 +439,7 @@ def training_speed(
 def step_speed(student: str, train: ReinforcedDataset, folder: Path, steps: int, device: torch.device) -> float:
     """Images a second of the same step on one batch that stays on the GPU."""
     trainer = trainer_of(student, train, folder, 1, "cpu")
-    model: torch.nn.Module = trainer.model.to(device).train()  # type: ignore[union-attr, arg-type]
+    model: torch.nn.Module = trainer.model.to(device).train()
     loaded = default_data_collator(train.__getitems__([(row, 0) for row in range(BATCH)]))
     inputs = trainer._prepare_inputs(trainer._student_inputs(loaded))
     inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)

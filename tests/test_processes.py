@@ -22,7 +22,8 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
 from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, warm_up_kernels
-from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
+from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.resumable_arguments import ResumableArguments
 
 CALLERS = ("hf_dr.generation.job", "hf_dr.training.resumable", "hf_dr.evaluation.run", "hf_dr.generation.verify")
 # What teachers, losses and optimizers surely call; the others of the list are there because models may.

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Real, documented, flag
 from hf_dr.training.reinforced_settings import ReinforcedSettings
-from hf_dr.training.resumable import ResumableArguments, lower_is_better
+from hf_dr.training.resumable_arguments import ResumableArguments, lower_is_better
 
 logger = logging.getLogger(__name__)
 

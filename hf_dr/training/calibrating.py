@@ -22,7 +22,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import shared_files
 from hf_dr.teacher.calibration import fit_temperature, is_within
 from hf_dr.training.callbacks import WeightAverage
-from hf_dr.training.checks import check_no_path
+from hf_dr.training.checks import check_no_path, check_one
 from hf_dr.training.evaluated import weights_are_sharded
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.students import LabelledImages, outputs_of
@@ -135,8 +135,7 @@ def _check_given(images: Any) -> None:
         raise ConfigError(
             f"`images` must be held out from the training, got a {type(images).__name__}, which is learned. Give others."
         )
-    if isinstance(images, dict):
-        raise ConfigError(f"`images` must be one dataset, got {len(images)} by name ({', '.join(images)}). Give one.")
+    check_one("images", images)
     if images is None or (isinstance(images, Sized) and not len(images)):
         raise ConfigError("`images` must be a dataset with images, got none. Give some that were held out.")
 
@@ -160,7 +159,7 @@ def _answers(trainer: ResumableTrainer, images: Any) -> tuple[np.ndarray, np.nda
 
 
 def check_whole(trainer: Any, setting: str) -> None:
-    """Refuses to calibrate a model of which no process has all weights."""
+    """Refuses a setting for a model of which no process has all weights."""
     if weights_are_sharded(trainer):
         raise ConfigError(
             f"`{setting}` needs all weights in each process, but they are sharded (FSDP, DeepSpeed). Leave it out."

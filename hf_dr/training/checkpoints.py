@@ -37,26 +37,23 @@ SETTINGS_FILE = "training_settings.json"
 """The settings, in each checkpoint."""
 
 # Whatever is in none of these lists is compared: a new argument of transformers' is, too.
-OF_REPORTING = frozenset({
+NOT_COMPARED = frozenset({
+    # Of reporting:
     "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
     "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project",
     "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug", "skip_memory_metrics",
-})  # fmt: skip
-OF_MEASURING = frozenset({
+    # Of measuring:
     "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object",
     "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
-})  # fmt: skip
-OF_SAVING = frozenset({
+    # Of saving:
     "output_dir", "save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub",
     "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
-})  # fmt: skip
-OF_THE_MACHINE = frozenset({
+    # Of the machine:
     "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
     "torch_empty_cache_steps", "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
     "restore_callback_states_from_checkpoint", "batch_size",  # which is `per_device_train_batch_size` divided
 })  # fmt: skip
-NOT_COMPARED = OF_REPORTING | OF_MEASURING | OF_SAVING | OF_THE_MACHINE
 """What shapes no weights."""
 OF_THE_BEST = frozenset({
     "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps",

@@ -185,12 +185,7 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             "`batch_size`."
         )
     check_mixing(args)
-    if args.label_weight and not train.has_labels:
-        raise ConfigError(
-            f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
-        )
-    if args.reinforced_probability:
-        check_label_weight(args.label_weight, train.mixes)
+    check_label_weight(args.label_weight, train.mixes and args.reinforced_probability > 0, train.has_labels)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
 
@@ -246,6 +241,12 @@ def check_no_path(name: str, given: object) -> None:
             )
 
 
+def check_one(name: str, given: object) -> None:
+    """Refuses several datasets by name, as `datasets` returns them, in the place of the argument `name`."""
+    if isinstance(given, dict):
+        raise ConfigError(f"`{name}` must be one dataset, got several by name ({', '.join(given)}). Give one of them.")
+
+
 def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
     """Checks a training set that is not reinforced data: it must not hide any, nor need what only reinforced data has."""
     if _wraps_reinforced(train):
@@ -253,10 +254,7 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
             f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
             "each row would show one view for ever. Select rows before: `train.select(rows)`."
         )
-    if isinstance(train, dict):  # `datasets` and `train_test_split` return such
-        raise ConfigError(
-            f"`train_dataset` must be one dataset, got several by name ({', '.join(train)}). Give one of them."
-        )
+    check_one("train_dataset", train)
     if "teacher_ids" in (getattr(train, "column_names", None) or ()):  # a stream may not know its own
         raise ConfigError(
             '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
@@ -318,24 +316,23 @@ def evaluation_images(
     return LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
 
 
-def as_evaluation(
-    given: Any, train: Any, model: Any, processor: Any, *, to_predict: bool = False, name: str = "eval_dataset"
-) -> Any:
+def as_evaluation(trainer: Any, given: Any, *, to_predict: bool = False, name: str = "eval_dataset") -> Any:
     """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
 
     Args:
+        trainer: Of the student; only of `ReinforcedData`, from which it learns, classes and size are known.
         given: `eval_dataset` as Trainer takes it: a dataset, or several by name.
-        train: What the student learns from; only of `ReinforcedData` classes and size are known.
-        model: The student.
-        processor: The image processor that is saved with it, if there is one.
         to_predict: See `evaluation_images`; `name` as well.
     """
+    train = trainer.train_dataset
+    if isinstance(given, dict):
+        return {key: as_evaluation(trainer, one, to_predict=to_predict) for key, one in given.items()}
+    if isinstance(given, ReinforcedData):
+        tail_rule(trainer.args.tail, given.signal)  # which may be another signal than that of the training set
     if not isinstance(train, ReinforcedData):
         return given
-    if isinstance(given, dict):
-        return {key: as_evaluation(one, train, model, processor, to_predict=to_predict) for key, one in given.items()}
     if isinstance(given, datasets.Dataset) and is_undecoded(given):
-        shown = evaluation_of(model, processor, train.size)
+        shown = evaluation_of(trainer.model, trainer.processing_class, train.size)
         given = evaluation_images(given, train, shown, to_predict=to_predict, name=name)
     if isinstance(given, ReinforcedData):
         check_class_names(given.class_names, train.class_names, name, ConfigError)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -94,15 +93,11 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         return prepared
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **settings: Any
     ) -> Any:
         """Returns KL(teacher || student) times the temperature's square, and with `label_weight` the labels' cross-entropy."""
         if "views" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, *args, **settings)
         outputs = self._logits_of(model, inputs)
         temperature = self.args.temperature
         target_BC = (self.teacher(inputs["views"]) / temperature).log_softmax(-1)

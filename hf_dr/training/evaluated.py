@@ -70,13 +70,13 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
 
 
 def check_measured(args: TrainingArguments, metrics: Collection[str]) -> None:
-    """Raises a ConfigError if an evaluation has not measured what chooses the best weights; Trainer raises a KeyError."""
+    """Raises a ConfigError if what chooses the best weights is none of an evaluation's metrics; Trainer raises a KeyError."""
     names = {name.removeprefix("eval_") for name in metrics if name.startswith("eval_")}
     wanted = args.metric_for_best_model
     if wanted is not None and wanted.removeprefix("eval_") not in names:
         raise ConfigError(
-            f"`metric_for_best_model` must be measured by every evaluation, but {wanted!r} is not among "
-            f"{', '.join(sorted(names))}. Name another."
+            f"`metric_for_best_model` must be one of {', '.join(sorted(names))}, which evaluations measure, got {wanted!r}. "
+            "Name one of them."
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,17 @@ from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.settings import Real, check_kind
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.training.reinforced_settings import TAIL_RULES, TailRule
+
+
+class _Answers(NamedTuple):
+    """The stored answers of a batch, and how they become a target; see `reinforced_kl`."""
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    tail: TailRule
+    temperature: float
+    tail_ids: torch.Tensor | None
+    tail_logprobs: torch.Tensor | None
 
 
 def reinforced_kl(
@@ -64,8 +75,8 @@ def reinforced_kl(
             is unknown or needs another kind of dataset; the temperature is not above 0; or a row holds no answer, as the rows
             of a batch that are not `reinforced`: `reinforced_loss` takes those. (Looking at the values waits for the device.)
     """
-    answers = (teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
-    _check_tensors(logits_BC, *answers)
+    answers = _Answers(teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
+    _check_tensors(logits_BC, answers)
     # Rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth.
     unanswered_B = teacher_logprobs_BK.float().exp().sum(-1) > 1.1
     if unanswered_B.any():
@@ -75,49 +86,44 @@ def reinforced_kl(
             f"stored view was replayed ({len(rows)} such rows). Take `reinforced_loss`, or only the rows that are "
             "`reinforced`."
         )
-    _check_ids(logits_BC, teacher_ids_BK, tail_ids_BT if tail == "image" else None)
-    return _kl(logits_BC, *answers)
+    _check_ids(logits_BC, answers)
+    return _kl(logits_BC, answers)
 
 
-def _check_ids(logits_BC: torch.Tensor, teacher_ids_BK: torch.Tensor, tail_ids_BT: torch.Tensor | None) -> None:
+def _check_ids(logits_BC: torch.Tensor, answers: _Answers) -> None:
     """Checks the values of the ids that a loss reads, which waits for their device."""
-    ids_BL = teacher_ids_BK if tail_ids_BT is None else torch.cat([teacher_ids_BK, tail_ids_BT], -1)
+    ids_BL, read = answers.ids, "`teacher_ids`"
+    if answers.tail == "image":
+        assert answers.tail_ids is not None
+        ids_BL, read = torch.cat([ids_BL, answers.tail_ids], -1), "`teacher_ids` and `tail_ids`"
     classes = logits_BC.shape[-1]
     wrong_B = ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
     if wrong_B.any():
         row = int(wrong_B.nonzero()[0])
         raise ConfigError(
-            f"`teacher_ids`{'' if tail_ids_BT is None else ' and `tail_ids`'} must be of the {classes} classes of `logits`, "
-            f"got {ids_BL[row].tolist()} in row {row}. A student needs the teacher's classes."
+            f"{read} must be of the {classes} classes of `logits`, got {ids_BL[row].tolist()} in row {row}. A student needs "
+            "the teacher's classes."
         )
 
 
-def _check_tensors(
-    logits_BC: Any,
-    teacher_ids_BK: Any,
-    teacher_logprobs_BK: Any,
-    tail: TailRule,
-    temperature: float,
-    tail_ids_BT: Any,
-    tail_logprobs_BT: Any,
-) -> None:
+def _check_tensors(logits_BC: Any, answers: _Answers) -> None:
     """Checks what `reinforced_kl` is given, without a look at the values."""
-    if tail not in TAIL_RULES:
-        raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {tail!r}.")
-    Real(0, above=True).check("temperature", temperature)
+    if answers.tail not in TAIL_RULES:
+        raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {answers.tail!r}.")
+    Real(0, above=True).check("temperature", answers.temperature)
     advice = "Models of transformers have them in their answer's `logits`."
     check_kind("logits", logits_BC, torch.Tensor, "a tensor", advice)
     if logits_BC.ndim != 2 or not logits_BC.is_floating_point():
         raise ConfigError(f"`logits` must be of floating point, (B, C), got {_found(logits_BC)}. {advice}")
-    answers = [("teacher", "K", teacher_ids_BK, teacher_logprobs_BK)]
-    if tail == "image":
-        if tail_ids_BT is None or tail_logprobs_BT is None:
+    pairs: list[tuple[str, str, Any, Any]] = [("teacher", "K", answers.ids, answers.logprobs)]
+    if answers.tail == "image":
+        if answers.tail_ids is None or answers.tail_logprobs is None:
             raise ConfigError(
                 "`tail` can be `image` for answers with a tail of their image only, found none. Take another rule, or a "
                 "dataset that was reinforced with `--signal topk_image_tail`."
             )
-        answers.append(("tail", "T", tail_ids_BT, tail_logprobs_BT))
-    for name, size, ids, logprobs in answers:
+        pairs.append(("tail", "T", answers.tail_ids, answers.tail_logprobs))
+    for name, size, ids, logprobs in pairs:
         if (
             not isinstance(ids, torch.Tensor)
             or not isinstance(logprobs, torch.Tensor)
@@ -140,28 +146,20 @@ def _found(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _kl(
-    logits_BC: torch.Tensor,
-    teacher_ids_BK: torch.Tensor,
-    teacher_logprobs_BK: torch.Tensor,
-    tail: TailRule,
-    temperature: float,
-    tail_ids_BT: torch.Tensor | None,
-    tail_logprobs_BT: torch.Tensor | None,
-) -> torch.Tensor:
+def _kl(logits_BC: torch.Tensor, answers: _Answers) -> torch.Tensor:
     """`reinforced_kl` without the checks; the values of rows without an answer have no meaning."""
     classes = logits_BC.shape[-1]
     dtype = torch.promote_types(logits_BC.dtype, torch.float32)
     logits_BC = logits_BC.to(dtype)
-    logprobs_BK = teacher_logprobs_BK.to(dtype)
+    logprobs_BK = answers.logprobs.to(dtype)
+    tail, temperature = answers.tail, answers.temperature
     if tail != "image":
         kept_BK, each_B = soften(logprobs_BK, classes, tail, temperature)
-        return _SparseKL.apply(logits_BC, teacher_ids_BK, kept_BK, each_B, None, tail == "bucket", temperature)
-    assert tail_ids_BT is not None
-    assert tail_logprobs_BT is not None
-    listed = _with_image_tail(
-        teacher_ids_BK, logprobs_BK, tail_ids_BT, tail_logprobs_BT.to(dtype), classes, temperature
-    )
+        return _SparseKL.apply(logits_BC, answers.ids, kept_BK, each_B, None, tail == "bucket", temperature)
+    assert answers.tail_ids is not None
+    assert answers.tail_logprobs is not None
+    tail_logprobs_BT = answers.tail_logprobs.to(dtype)
+    listed = _with_image_tail(answers.ids, logprobs_BK, answers.tail_ids, tail_logprobs_BT, classes, temperature)
     return _SparseKL.apply(logits_BC, *listed, False, temperature)
 
 
@@ -201,13 +199,13 @@ def reinforced_loss(
     check_batch(batch)
     Real(0, 1).check("label_weight", label_weight)
     Real(0, 1).check("label_smoothing", label_smoothing)
-    ids_BK, tail_ids_BT = batch["teacher_ids"], batch.get("tail_ids")
-    answers = (ids_BK, batch["teacher_logprobs"], tail, temperature, tail_ids_BT, batch.get("tail_logprobs"))
-    _check_tensors(logits_BC, *answers)
+    ids_BK, logprobs_BK = batch["teacher_ids"], batch["teacher_logprobs"]
+    answers = _Answers(ids_BK, logprobs_BK, tail, temperature, batch.get("tail_ids"), batch.get("tail_logprobs"))
+    _check_tensors(logits_BC, answers)
     _check_rows("reinforced", batch["reinforced"], torch.bool, logits_BC)
     if _can_look_at(logits_BC):
-        _check_ids(logits_BC, ids_BK, tail_ids_BT if tail == "image" else None)
-    kl_B = _kl(logits_BC, *answers)
+        _check_ids(logits_BC, answers)
+    kl_B = _kl(logits_BC, answers)
     if batch.get("labels") is None and not (logits_BC.requires_grad and (label_weight or new_views)):
         # Without gradients the loss is only measured, on what there is.
         replayed_B = batch["reinforced"]
@@ -340,11 +338,7 @@ class ReinforcedLoss(nn.Module):
         Real(0, above=True).check("temperature", temperature)
         Real(0, 1).check("label_weight", label_weight)
         Real(0, 1).check("label_smoothing", label_smoothing)
-        if label_weight and not dataset.has_labels:
-            raise ConfigError(
-                f"`label_weight` needs a dataset with labels, got {label_weight} for one without. Set it to 0."
-            )
-        check_label_weight(label_weight, dataset.mixes)
+        check_label_weight(label_weight, dataset.mixes, dataset.has_labels)
         self.num_classes = dataset.num_classes
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
@@ -368,8 +362,10 @@ class ReinforcedLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
 
-def check_label_weight(label_weight: float, mixes: bool) -> None:
-    """Refuses the label of one image for stored views of two."""
+def check_label_weight(label_weight: float, mixes: bool, has_labels: bool = True) -> None:
+    """Refuses labels that a dataset does not have, and the label of one image for stored views of two."""
+    if label_weight and not has_labels:
+        raise ConfigError(f"`label_weight` must be 0 for a dataset without labels, got {label_weight}. Set it to 0.")
     if label_weight and mixes:
         raise ConfigError(
             f"`label_weight` must be 0 where stored views are mixed, got {label_weight}: such a view shows two images, but its "

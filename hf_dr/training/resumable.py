@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +14,10 @@ from typing import Any, ClassVar
 import filelock
 import torch
 import transformers.trainer
-from accelerate import PartialState, skip_first_batches
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate import skip_first_batches
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import (
@@ -28,11 +27,10 @@ from transformers.trainer_utils import (
     has_length,
 )
 
-from hf_dr.errors import ConfigError, HfDrError
+from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable, file_lock, nearest, take, write_json, writing
 from hf_dr.hub.retry import ask
-from hf_dr.processes import leave_group_at_exit, quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
-from hf_dr.settings import Real, Whole, check_settings, flag
+from hf_dr.processes import quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
@@ -51,120 +49,11 @@ from hf_dr.training.checkpoints import (
     write_checksums,
 )
 from hf_dr.training.evaluated import check_measured
+from hf_dr.training.resumable_arguments import as_config_errors
 from hf_dr.training.totals import Totals
 
 LOCK_FILE = ".training.lock"
 """In `output_dir`, held by the training that writes to it."""
-LOWER_IS_BETTER = ("loss", "nll", "brier", "ece", "mce")
-"""Metrics of which `metric_for_best_model` takes the lowest, after whatever stands before them and an underscore."""
-
-BOUNDS: dict[str, Whole | Real] = {
-    "per_device_train_batch_size": Whole(1), "per_device_eval_batch_size": Whole(1), "gradient_accumulation_steps": Whole(1),
-    "learning_rate": Real(0), "weight_decay": Real(0), "max_grad_norm": Real(0), "warmup_steps": Real(0),
-    "adam_beta1": Real(0, 1, below=True), "adam_beta2": Real(0, 1, below=True), "adam_epsilon": Real(0),
-    "label_smoothing_factor": Real(0, 1), "max_steps": Whole(-1), "save_steps": Real(0), "logging_steps": Real(0),
-    "eval_steps": Real(0), "eval_delay": Real(0), "save_total_limit": Whole(1), "dataloader_num_workers": Whole(0),
-    "dataloader_prefetch_factor": Whole(1),
-    "seed": Whole(0, 2**32 - 1), "data_seed": Whole(0, 2**63 - 1), "ddp_timeout": Whole(1),
-}  # fmt: skip
-"""What numbers transformers' own settings take, of which it checks few."""
-
-
-@dataclass
-class ResumableArguments(TrainingArguments):
-    """`TrainingArguments` with the settings that all trainers of this package share; impossible values are ConfigErrors."""
-
-    # Of the last, checkpoints are saved within a step, whose random numbers are drawn, and have a file that is deleted again.
-    without_part: ClassVar[dict[str, Any]] = {
-        "neftune_noise_alpha": None, "use_liger_kernel": False, "enable_jit_checkpoint": False,
-    }  # fmt: skip
-    """Transformers' settings that no trainer of this package heeds, with their defaults: others are refused."""
-    hub_strategies: ClassVar[tuple[str, ...]] = ("end",)
-    """The values of `hub_strategy` that are allowed: those that publish no checkpoints."""
-
-    batch_size: int | None = flag(
-        "Images in a step of the optimizer, over all processes and accumulated batches: sets "
-        "`per_device_train_batch_size`. Where memory is short, raise `gradient_accumulation_steps`.",
-        default=None,
-        type=Whole(1),
-    )
-    momentum: float = flag("Momentum of the optimizer `--optim sgd`.", default=0.9, type=Real(0, 1, below=True))
-    nesterov: bool = flag("Use Nesterov momentum with `--optim sgd`.", default=False)
-
-    def __post_init__(self) -> None:
-        self.check()
-        strategy = plain(self.hub_strategy)
-        if self.push_to_hub and strategy not in self.hub_strategies:
-            raise ConfigError(
-                f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
-                "training as pickles, which are not published. Choose another."
-            )
-        if self.greater_is_better is None and lower_is_better(self.metric_for_best_model):
-            self.greater_is_better = False  # Trainer knows this of losses only
-        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned. And
-        # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
-        told = parse_flag_from_env("ACCELERATE_USE_CPU")
-        self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
-        # Files of settings, and devices that are not there.
-        with _taking("the settings must be such as transformers takes", OSError, RuntimeError):
-            leave_group_at_exit()
-            if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
-                PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
-            super().__post_init__()
-        if self.batch_size is not None:
-            self._divide(self.batch_size)
-
-    def check(self) -> None:
-        """Checks values one by one, and those that have no part; a ConfigError names the first that is impossible."""
-        check_settings(self)
-        for name, limits in BOUNDS.items():
-            if getattr(self, name) is not None:
-                limits.check(name, getattr(self, name))
-        for name, default in self.without_part.items():
-            if getattr(self, name, default) not in (None, default):
-                raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
-        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
-            # The second is younger than the lowest transformers that is accepted.
-            if getattr(self, name, None) and not self.dataloader_num_workers:
-                raise ConfigError(f"`{name}` needs workers, got `dataloader_num_workers` 0. Raise it, or leave it out.")
-        if self.auto_find_batch_size and self.batch_size is not None:
-            raise ConfigError(
-                "`auto_find_batch_size` must be left out with `batch_size`, which it would lower without a word: raise "
-                "`gradient_accumulation_steps` where memory is short."
-            )
-        if self.max_steps <= 0:
-            Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
-
-    def _divide(self, batch_size: int) -> None:
-        """Sets what each device takes at a time, so that a step sees `batch_size` images on any number of devices."""
-        settings: Any = self.accelerator_config
-        if (settings.gradient_accumulation_kwargs or {}).get("num_steps"):
-            raise ConfigError(
-                "`batch_size` needs `gradient_accumulation_steps`, got `num_steps` of `gradient_accumulation_kwargs`. Set that."
-            )
-        devices = self.world_size * max(1, self.n_gpu)
-        parts = devices * self.gradient_accumulation_steps
-        each, rest = divmod(batch_size, parts)
-        if rest:
-            raise ConfigError(
-                f"`batch_size` must divide among {devices} devices and {self.gradient_accumulation_steps} accumulated batches, "
-                f"got {batch_size}. Choose a multiple of {parts}."
-            )
-        if settings.split_batches:  # a batch is that of all processes
-            each *= self.world_size
-        if self.per_device_train_batch_size not in (each, TrainingArguments.per_device_train_batch_size):
-            raise ConfigError(
-                f"only one of `batch_size` and `per_device_train_batch_size` must be given, got {batch_size} and "
-                f"{self.per_device_train_batch_size}. Keep `batch_size`, and where memory is short raise "
-                "`gradient_accumulation_steps`."
-            )
-        self.per_device_train_batch_size = each
-
-
-def lower_is_better(metric: str | None) -> bool:
-    """Whether the lowest value of a metric is the best: `val_nll` is one, `neg_nll`, of scikit-learn's names, is none."""
-    *others, last = (metric or "").split("_")
-    return last in LOWER_IS_BETTER and "neg" not in others
 
 
 class ResumableTrainer(Trainer):
@@ -175,6 +64,10 @@ class ResumableTrainer(Trainer):
     Checkpoints carry checksums, and one that is not whole is never resumed. All arguments are Trainer's.
     """
 
+    # Trainer's own types of these would have to be narrowed wherever they are read.
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
     settings_file: ClassVar[str] = "run_settings.json"
     """The file, next to the weights, that holds `run_settings`."""
 
@@ -187,16 +80,16 @@ class ResumableTrainer(Trainer):
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._calibration: Any = None  # theirs, if they have taken a temperature in
         self._loaders: list[Any] = []  # those that may have workers
+        self._companions: list[Any] = []  # they `save` with the weights, and `resume_from` a checkpoint
         self._divergence = Divergence()
         self._totals = Totals(self)
         self._lock: filelock.BaseFileLock | None = None
-        with _taking("the settings must be such as transformers' Trainer takes"):
+        with as_config_errors("the settings must be such as transformers' Trainer takes"):
             super().__init__(model, args, **settings)
         for callback in list(self.callback_handler.callbacks):
             if type(callback) is ProgressCallback:  # what a user has made of it, and a notebook's, stay
                 self.remove_callback(callback)
                 self.add_callback(_Bars)
-        self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
         self.add_callback(self._totals)
 
@@ -212,13 +105,16 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: The checkpoint is of other settings, or not whole; or another training is writing to `output_dir`.
         """
-        self._check_best_metric()
+        evaluated = self.args.metric_for_best_model is not None and self.args.eval_strategy != IntervalStrategy.NO
+        if evaluated and (names := self.metric_names()) is not None:
+            check_measured(self.args, [f"eval_{name}" for name in names])
         self._most_checkpoints = self.args.save_total_limit
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             self._check_alike(checkpoint)
             self.prepare_resume(checkpoint)
+            self._calibration = None  # that of other weights
             try:
                 self._totals.resume_from(checkpoint)
                 return self._totals.of_all(super().train(checkpoint, trial, ignore_keys_for_eval))
@@ -278,20 +174,22 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: It was made with other `run_settings`, or other arguments that shape the weights.
         """
-        if checkpoint is None:
-            return
-        self._train_batch_size = found_batch_size(Path(checkpoint), self.args) or self._train_batch_size
-        there, here = read_settings(Path(checkpoint, self.settings_file)), self.run_settings() or {}
-        compare_settings(Path(checkpoint), there, here, self.args, loud=self.is_world_process_zero())
+        if checkpoint is not None:
+            self._train_batch_size = found_batch_size(Path(checkpoint), self.args) or self._train_batch_size
+            there, here = read_settings(Path(checkpoint, self.settings_file)), self.run_settings() or {}
+            compare_settings(Path(checkpoint), there, here, self.args, loud=self.is_world_process_zero())
+        for companion in self._companions:
+            companion.resume_from(checkpoint)
 
     def save_with_model(self, folder: Path) -> None:
         """Writes what belongs to the weights that were just written to a folder; one process does."""
         if (settings := self.run_settings()) is not None:
             write_json(folder / self.settings_file, settings)
+        for companion in self._companions:
+            companion.save(folder)
 
     # Private, because all ways of `save_model` meet here, and a callback's `on_save` comes after a checkpoint is called whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        assert isinstance(self.model, torch.nn.Module)
         check_weights(self.model, state_dict)
         folder = Path(output_dir or self.args.output_dir or ".")
         with _writing(folder):
@@ -334,6 +232,7 @@ class ResumableTrainer(Trainer):
             )
         if not load_renamed(self, checkpoint):
             super()._load_best_model()
+        self._measured = {}
 
     # Private, because no public method is asked for the weights of a checkpoint.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -344,6 +243,9 @@ class ResumableTrainer(Trainer):
     # that had ended within an epoch would take one step more when it is resumed.
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
         if self.state.global_step < self.state.max_steps:
+            if self._sampler is not None:
+                # Here, because accelerate's own `set_epoch` does not reach it through the wrappers that skip batches.
+                self._sampler.set_epoch(settings["epoch"])
             # Trainer has no other place at which the loader of the rest of an epoch could be changed.
             with changed(transformers.trainer, skip_first_batches=self._rest_of_epoch):
                 super()._run_epoch(*args, **settings)
@@ -375,11 +277,10 @@ class ResumableTrainer(Trainer):
         """Returns a loader with its own generator; a ConfigError if it has no batch, because an incomplete one is dropped."""
         args = self.args
         if args.dataloader_drop_last and has_length(loader) and len(loader) == 0:
-            rows = len(self.train_dataset)  # type: ignore[arg-type]
             raise ConfigError(
-                f"with `dataloader_drop_last` a batch must have at most as many rows as there are, but the {rows} rows for "
-                f"{args.world_size} processes fill no batch of {self._train_batch_size}. Lower "
-                "`per_device_train_batch_size`, or leave `dataloader_drop_last` out."
+                f"with `dataloader_drop_last` a batch must have at most as many rows as there are, but the "
+                f"{len(self.train_dataset)} rows for {args.world_size} processes fill no batch of {self._train_batch_size}. "
+                "Lower `per_device_train_batch_size`, or leave `dataloader_drop_last` out."
             )
         return self._with_own_generator(loader)
 
@@ -422,30 +323,16 @@ class ResumableTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, *args: Any, **settings: Any) -> torch.Tensor:
         """As Trainer's."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._measured = {}
+        loss = super().training_step(*args, **settings)
         self._divergence.watch(loss, self.state.global_step)
         return loss
 
     def metric_names(self) -> set[str] | None:
         """Returns the names of what `evaluate` will measure, without `eval_`; None where that is not known before."""
         return None
-
-    def _check_best_metric(self) -> None:
-        """Raises a ConfigError if the metric that chooses the best weights will not be measured."""
-        args = self.args
-        if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
-            return
-        names = self.metric_names()
-        wanted = args.metric_for_best_model.removeprefix("eval_")
-        if names is not None and wanted not in names:
-            raise ConfigError(
-                f"`metric_for_best_model` must be one of {', '.join(sorted(names))}, got {args.metric_for_best_model!r}. "
-                "Name one of them."
-            )
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -521,31 +408,8 @@ def _prepared(loader: Any, seed: int | None) -> Any:
     return inner
 
 
-@contextmanager
-def _taking(expected: str, *more: type[Exception]) -> Iterator[None]:
-    """Turns what transformers raises about settings into an error for people. Only its own code is to be run within.
-
-    Args:
-        expected: What it must do, for the message.
-        *more: Errors that are about settings here, besides those of settings that contradict each other, of packages that
-            are missing, and of optimizers and schedules that do not understand their arguments.
-    """
-    try:
-        yield
-    except HfDrError:
-        raise
-    except Exception as error:
-        of_settings = isinstance(
-            error, (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError, *more)
-        )
-        # What `report_to` names is not installed: a RuntimeError, as are the faults of a device.
-        if not of_settings and "Callback requires" not in str(error):
-            raise
-        raise ConfigError(f"{expected}, but: {str(error).rstrip('. ')}. Correct them.") from error
-
-
 def _taking_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
-    return _taking(
+    return as_config_errors(
         f"`optim` {plain(args.optim)} and `lr_scheduler_type` {plain(args.lr_scheduler_type)} must take their settings"
     )
 
@@ -567,32 +431,3 @@ class _Bars(ProgressCallback):
 
     def _bar(self, state: TrainerState, total: int, name: str, **settings: Any) -> Any:
         return progress_bar(total=total, desc=name, show=state.is_world_process_zero, dynamic_ncols=True, **settings)
-
-
-class _Epochs(TrainerCallback):
-    """Tells the sampler its epoch, and forgets metrics and temperature of weights that are no longer those of the model.
-
-    The sampler is told by reference, before each epoch's first batch: accelerate's own `set_epoch` does not reach it through
-    the wrappers that skip batches after a restart.
-    """
-
-    def __init__(self, trainer: ResumableTrainer) -> None:
-        self._trainer = trainer
-        self._next = 0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
-        self._next = int((state.epoch or 0) + 1e-6)
-        self._trainer._calibration = None
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._trainer._sampler is not None:
-            self._trainer._sampler.set_epoch(self._next)
-        self._next += 1
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer._measured = {}
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._trainer._measured = {}

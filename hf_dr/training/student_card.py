@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_dr.errors import FormatError
@@ -117,30 +116,15 @@ class Student:
         return validated(cls, read_object(path, advice), str(path), advice)
 
 
-def student_of_training(
-    trainer: Trainer,
-    train: ReinforcedData,
-    *,
-    model: str,
-    objective: str,
-    teachers: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    calibration: Calibration | None,
-    card: Mapping[str, Any],
-) -> Student:
-    """Returns what is known about the student of a trainer.
+def student_of_training(trainer: Any, train: ReinforcedData, card: Mapping[str, Any]) -> Student:
+    """Returns what is known about the student of a `StudentTrainer`.
 
     Args:
-        trainer: Its model, log and hyperparameters are told.
+        trainer: Of the student.
         train: What it learns from.
-        model: See `Student`; `objective` and `metrics` as well.
-        teachers: The members of the teachers that it learns from, as in a provenance.
-        settings: Those of its own that the trainer keeps; None is left out.
-        calibration: Of the present weights, if they were calibrated.
         card: The arguments of `create_model_card`.
     """
-    args: Any = trainer.args
+    args = trainer.args
     source = train.origin
     base = source.base
     views = " + ".join(map(str, source.num_views))
@@ -151,12 +135,15 @@ def student_of_training(
     local = start is not None and expanded(start).is_dir()
     tags = card.get("tags") or []
     speeds = [entry[_SPEED] for entry in trainer.state.log_history if _SPEED in entry]
-    fold = fold_in_config(model, getattr(trainer.model, "config", None))
+    fold = fold_in_config(trainer._model_summary, getattr(trainer.model, "config", None))
     hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(trainer).items()}
+    settings = {
+        key: value for key, value in trainer.run_settings().items() if value is not None and key not in _NOT_TOLD
+    }
     return Student(
-        model=f"{model}, over {train.num_classes} classes",
+        model=f"{trainer._model_summary}, over {train.num_classes} classes",
         start=expanded(start).resolve().name if start and local else start,
-        objective=objective,
+        objective=trainer._objective,
         dataset={
             "id": card.get("dataset"),
             "revision": card.get("dataset_revision"),
@@ -168,12 +155,14 @@ def student_of_training(
         },
         origin=f"{examples}, whose {views} views each were labelled by {labellers}." if labellers else f"{examples}.",
         timm=is_timm(trainer.model),
-        teachers=[{key: member.get(key) for key in ("id", "revision", "license")} for member in teachers],
+        teachers=[
+            {key: member.get(key) for key in ("id", "revision", "license")} for member in trainer._teacher_members
+        ],
         evaluated_on=card.get("evaluated_on"),
-        calibration=None if calibration is None else _described(calibration, card.get("calibrated_on")),
-        metrics=dict(metrics),
+        calibration=_described(trainer._calibration, card.get("calibrated_on")),
+        metrics=dict(trainer._measured),
         settings={
-            **{key: value for key, value in settings.items() if value is not None and key not in _NOT_TOLD},
+            **settings,
             **hyperparameters,
             **optimization(args),
             "warmup_epochs": args.warmup_epochs,
@@ -208,7 +197,9 @@ def optimization(args: Any) -> dict[str, Any]:
     }
 
 
-def _described(calibration: Calibration, images: Any) -> dict[str, Any]:
+def _described(calibration: Calibration | None, images: Any) -> dict[str, Any] | None:
+    if calibration is None:
+        return None
     temperatures = {"temperature": calibration.temperature, "ema_temperature": calibration.ema_temperature}
     known = {key: value for key, value in temperatures.items() if value is not None}
     return {**known, "num_held_out": len(calibration.labels), "of": images}

@@ -25,7 +25,7 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.calibrating import Calibration, calibrate
 from hf_dr.training.callbacks import WeightAverage
-from hf_dr.training.checks import as_evaluation, check_no_path, is_undecoded
+from hf_dr.training.checks import as_evaluation, check_no_path, check_one, is_undecoded
 from hf_dr.training.device_views import with_made_views
 from hf_dr.training.evaluated import names_of_metrics
 from hf_dr.training.losses import check_classes
@@ -59,13 +59,17 @@ class StudentTrainer(ResumableTrainer):
 
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        _check_schedule(self)
-        model: Any = self.model
+        if self.args.warmup_epochs and self.lr_scheduler is not None:  # which would not rise so
+            raise ConfigError(
+                f"`warmup_epochs` must be 0 with a scheduler of your own, got {self.args.warmup_epochs} and "
+                f"{type(self.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
+            )
+        model = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
         self._model_summary = _summary(model)  # before any wrapper changes its class
-        if self.processing_class is None and isinstance(self.train_dataset, ReinforcedData):
-            self.processing_class = processor_of(model, self.train_dataset.size, normalization)
+        if self.processing_class is None and self._reinforced is not None:
+            self.processing_class = processor_of(model, self._reinforced.size, normalization)
             self.callback_handler.processing_class = self.processing_class
         self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
         wanted = self.args.channels_last
@@ -74,22 +78,15 @@ class StudentTrainer(ResumableTrainer):
         if self._channels_last:
             model.to(memory_format=torch.channels_last)
 
+    @property
+    def _reinforced(self) -> ReinforcedData | None:
+        """What is learned from, where it is data of this package."""
+        return self.train_dataset if isinstance(self.train_dataset, ReinforcedData) else None
+
     def get_batch_samples(self, *args: Any, **settings: Any) -> tuple[list[Any], Any]:
         """As Trainer's; views that the device makes meanwhile are tensors from here on."""
         batches, count = super().get_batch_samples(*args, **settings)
         return [with_made_views(batch, channels_last=self._channels_last) for batch in batches], count
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """As Trainer's."""
-        return super().training_step(model, self._student_inputs(inputs), num_items_in_batch)
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[torch.Tensor | None, Any, Any]:
-        """As Trainer's."""
-        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
         """As Trainer's; a label that is none of the classes is named."""
@@ -104,8 +101,7 @@ class StudentTrainer(ResumableTrainer):
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns a batch with its pixels normalised, if they are uint8."""
-        reinforced = isinstance(self.train_dataset, ReinforcedData)
-        pixels = pixels_of(inputs) if reinforced else inputs.get("pixel_values")
+        pixels = inputs.get("pixel_values") if self._reinforced is None else pixels_of(inputs)
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
             if self._channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -117,8 +113,8 @@ class StudentTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        own: Any = self.eval_dataset
-        evaluated = self._as_evaluation(eval_dataset)
+        own = self.eval_dataset
+        evaluated = as_evaluation(self, eval_dataset)
         named = isinstance(eval_dataset, str) and isinstance(own, dict)
         if named and eval_dataset not in own:
             raise ConfigError(
@@ -131,20 +127,16 @@ class StudentTrainer(ResumableTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        _check_one(test_dataset)
-        evaluated = self._as_evaluation(test_dataset, to_predict=True, name="test_dataset")
+        check_one("test_dataset", test_dataset)
+        evaluated = as_evaluation(self, test_dataset, to_predict=True, name="test_dataset")
         self._check_decoded("test_dataset", evaluated)
         with self._checking_batches():
             return super().get_test_dataloader(evaluated)
 
     def _checking_batches(self) -> AbstractContextManager[None]:
         """Has the loaders that are made meanwhile check their batches, where the training set tells the classes."""
-        train, given = self.train_dataset, self.data_collator
-        collate = CheckedBatches(given, train.num_classes) if isinstance(train, ReinforcedData) else given
-        return changed(self, data_collator=collate)
-
-    def _as_evaluation(self, given: Any, **settings: Any) -> Any:
-        return as_evaluation(given, self.train_dataset, self.model, self.processing_class, **settings)
+        train, given = self._reinforced, self.data_collator
+        return changed(self, data_collator=given if train is None else CheckedBatches(given, train.num_classes))
 
     def _check_decoded(self, name: str, given: Any) -> None:
         """Refuses the name of a dataset, and images of which neither a transform nor a `data_collator` makes `pixel_values`."""
@@ -167,7 +159,6 @@ class StudentTrainer(ResumableTrainer):
     @property
     def _takes_anything(self) -> bool:
         """Whether the model's forward takes any argument by its name, so that its signature does not tell what it needs."""
-        assert isinstance(self.model, nn.Module)
         taken = inspect.signature(self.model.forward).parameters.values()
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
@@ -189,7 +180,7 @@ class StudentTrainer(ResumableTrainer):
             ConfigError: The weights are sharded.
             DataError: An image has no label.
         """
-        found = calibrate(self, self._as_evaluation(images, name="images"), self._average, fold=fold)
+        found = calibrate(self, as_evaluation(self, images, name="images"), self._average, fold=fold)
         if found.folded:
             self._calibration, self._measured = found, {}
         return found
@@ -197,9 +188,8 @@ class StudentTrainer(ResumableTrainer):
     def _steps_of_epoch(self) -> int:
         """Returns the steps of an epoch, at least 1, on all processes together; the training set must have a length."""
         args = self.args
-        train: Any = self.train_dataset
-        rows, batch_size = len(train), self._train_batch_size
-        if isinstance(train, StreamedReinforcedDataset):
+        rows, batch_size = len(self.train_dataset), self._train_batch_size
+        if isinstance(self.train_dataset, StreamedReinforcedDataset):
             rows = -(-rows // args.world_size)  # all processes have equally many
         elif not self.accelerator.split_batches:
             batch_size *= args.world_size
@@ -236,7 +226,7 @@ class StudentTrainer(ResumableTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if is_timm(self.model):  # timm reads it as well as transformers, and both resume from it
             complete_config(self.model, (self._preprocessing.mean, self._preprocessing.std))
-            state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)  # type: ignore[union-attr]
+            state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, state_dict)
 
     def create_model_card(self, **settings: Any) -> None:  # type: ignore[override]
@@ -249,22 +239,11 @@ class StudentTrainer(ResumableTrainer):
                 `language`, `license` and `tags`, as for Trainer's; `dataset_revision`; `evaluated_on` and `calibrated_on`,
                 what the images are: dictionaries with their `id`, and `config`, `split` and `revision` where they have them.
         """
-        train = self.train_dataset
-        if not isinstance(train, ReinforcedData):
+        if self._reinforced is None:
             own = ("dataset_revision", "evaluated_on", "calibrated_on")
             super().create_model_card(**{key: value for key, value in settings.items() if key not in own})
         elif self.is_world_process_zero():
-            student = student_of_training(
-                self,
-                train,
-                model=self._model_summary,
-                objective=self._objective,
-                teachers=self._teacher_members,
-                settings=self.run_settings() or {},
-                metrics=self._measured,
-                calibration=self._calibration,
-                card=settings,
-            )
+            student = student_of_training(self, self._reinforced, settings)
             student.write(Path(self.args.output_dir or "."), settings.get("model_name"))
 
     @property
@@ -274,17 +253,17 @@ class StudentTrainer(ResumableTrainer):
         if share == 0:
             return "newly drawn views and their labels"
         rest = "" if share == 1 else f" ({share:.4g} of the samples; the others are new views with their labels)"
-        train: Any = self.train_dataset
-        others = "" if train.all_reinforced else ", and new views of the rows that have none stored, with their labels"
+        assert self._reinforced is not None
+        whole = self._reinforced.all_reinforced
+        others = "" if whole else ", and new views of the rows that have none stored, with their labels"
         return with_labels("stored views", "a teacher's stored answers", self.args.label_weight) + rest + others
 
     @property
     def _teacher_members(self) -> list[dict[str, Any]]:
         """What the student's teachers are, as in the provenance; none where it learns from labels only."""
-        train = self.train_dataset
-        if not isinstance(train, ReinforcedData) or self.args.reinforced_probability == 0:
+        if self._reinforced is None or self.args.reinforced_probability == 0:
             return []
-        members = train.origin.teacher_members
+        members = self._reinforced.origin.teacher_members
         return list({json.dumps(member, sort_keys=True): member for member in members}.values())
 
     def push_to_hub(
@@ -316,7 +295,9 @@ class StudentTrainer(ResumableTrainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As Trainer's, for a model that can be published."""
-        _check_published(self.model)
+        loadable = "a model of transformers to be pushed (`push_to_hub`)"
+        advice = "Build it with `build_student`, or leave `push_to_hub` out."
+        check_kind("model", self.model, PreTrainedModel, loadable, advice)
         super().init_hf_repo(token, private)
 
     # Private, because Trainer's own would publish all of `output_dir`, pickles included, and no callback can keep it from that.
@@ -358,34 +339,6 @@ def _summary(model: nn.Module) -> str:
 def _precision(model: Any) -> torch.dtype:
     """Returns the type of a model's weights."""
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
-
-
-def _check_one(test_dataset: Any) -> None:
-    """Refuses several datasets by name, as `datasets` returns them: predictions are of one."""
-    if isinstance(test_dataset, dict):
-        raise ConfigError(
-            f"`test_dataset` must be one dataset, got several by name ({', '.join(test_dataset)}). Give one of them."
-        )
-
-
-def _check_published(model: Any) -> None:
-    """Refuses to publish a model that nobody could load."""
-    check_kind(
-        "model",
-        model,
-        PreTrainedModel,
-        "a model of transformers to be pushed (`push_to_hub`)",
-        "Build it with `build_student`, or leave `push_to_hub` out.",
-    )
-
-
-def _check_schedule(trainer: StudentTrainer) -> None:
-    """Refuses a schedule of one's own that would not rise as the settings say."""
-    if trainer.args.warmup_epochs and trainer.lr_scheduler is not None:
-        raise ConfigError(
-            f"`warmup_epochs` must be 0 with a scheduler of your own, got {trainer.args.warmup_epochs} and "
-            f"{type(trainer.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
-        )
 
 
 def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:

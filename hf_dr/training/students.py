@@ -115,27 +115,26 @@ def build_student(
     }
     crop = as_plain(crop)
     Real(0, 1, above=True).check("crop", crop)
-    seen = {} if size is None else evaluated_at(_checked_size(size), crop)
+    seen = {} if size is None else evaluation_cfg(_checked_size(size), crop)
     if not name.startswith("timm:"):
         if model_args:
             raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
         return _pretrained(name, classes, seen)
-    cfg = {} if normalization is None else {"mean": list(normalization[0]), "std": list(normalization[1])}
     architecture, _, file = name.removeprefix("timm:").partition("@")
     check_architecture(architecture)
     if seen and not file:
         model_args = _sized(architecture, model_args, seen["input_size"])
-    model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": {**cfg, **seen}})
+    model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": seen})
     if seen:
         _check_patches(architecture, model.timm_model, seen["input_size"][1:])
     own = model.timm_model.pretrained_cfg
     if file:
         _load_weights(model, expanded(file))
         if normalization is None:  # what the weights were trained with, as a teacher of this name has it
-            model.config.pretrained_cfg.update(mean=list(own["mean"]), std=list(own["std"]))
+            normalization = own["mean"], own["std"]
     if size is None:
-        model.config.pretrained_cfg.update(evaluated_at(tuple(own["input_size"][1:]), EVAL_CROP))
-    complete_config(model)  # else nothing could read what `save_pretrained` writes
+        model.config.pretrained_cfg.update(evaluation_cfg(tuple(own["input_size"][1:]), EVAL_CROP))
+    complete_config(model, normalization)  # else nothing could read what `save_pretrained` writes
     return model
 
 
@@ -230,7 +229,7 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
     return model
 
 
-def evaluated_at(size: Size, crop: float) -> dict[str, Any]:
+def evaluation_cfg(size: Size, crop: float) -> dict[str, Any]:
     """Returns what a `pretrained_cfg` says of `evaluation_augmentation`, so that other programs evaluate a model alike."""
     return {"input_size": [3, *size], "crop_pct": crop, "crop_mode": "center", "interpolation": "bilinear"}
 
@@ -428,7 +427,7 @@ def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
     return evaluation_augmentation(size, crop, read.interpolation)
 
 
-def load_processor(name: str, size: int | None = None) -> Any:
+def load_processor(name: str, size: int) -> Any:
     """Returns the image processor of a model that is fine-tuned, None where it has none: its mean and std are the student's.
 
     Args:
@@ -453,7 +452,7 @@ def load_processor(name: str, size: int | None = None) -> Any:
             f"the image processor of {name!r} must be one that transformers loads, but: {str(error).rstrip('. '):.300}. Save "
             f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
         ) from error
-    return processor if size is None else resized_processor(processor, size)
+    return resized_processor(processor, size)
 
 
 def resized_processor(given: Any, size: int) -> Any:

@@ -25,9 +25,11 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import check_kind
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import as_reinforced
+from hf_dr.training.calibrating import check_whole
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checkpoints import plain
 from hf_dr.training.checks import (
+    as_evaluation,
     check_batches,
     check_no_path,
     check_other_dataset,
@@ -36,7 +38,7 @@ from hf_dr.training.checks import (
     learns_from_one,
 )
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
-from hf_dr.training.evaluated import precision_kept, share_buffers, weights_are_sharded
+from hf_dr.training.evaluated import precision_kept, share_buffers
 from hf_dr.training.losses import TailRule, check_batch, check_num_classes, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.resumable import changed
@@ -46,7 +48,7 @@ from hf_dr.training.students import (
     Normalization,
     build_student,
     check_processor,
-    evaluated_at,
+    evaluation_cfg,
     is_timm,
     load_processor,
     outputs_of,
@@ -99,12 +101,11 @@ class ReinforcedTrainer(StudentTrainer):
     ) -> None:
         args = as_reinforced(args)
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
-        self._stream = StreamProgress(self)
         self._learned_from = train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, settings, args.seed)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
-        self.eval_dataset = self._as_evaluation(self.eval_dataset)
-        _check_tail(args, self.eval_dataset)
+        self._stream = StreamProgress(self)
+        self.eval_dataset = as_evaluation(self, self.eval_dataset)
         self._check_train_dataset()
         self.add_callback(_LateCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
@@ -112,25 +113,34 @@ class ReinforcedTrainer(StudentTrainer):
         self._mixer = BatchMixer(args, lambda: self._order_seed)
         self.add_callback(self._mixer)
         self._average = _weight_average(self)
+        self._companions = [self._stream] if self._average is None else [self._stream, self._average]
 
     def _check_train_dataset(self) -> None:
-        train: Any = self.train_dataset
-        if not isinstance(train, ReinforcedData):
-            check_other_dataset(self.args, train)
+        train = self._reinforced
+        if train is not None:
+            check_student(self.model, train)
+        self._check_settings()
+        if train is None:
             return
-        assert isinstance(self.model, nn.Module)
-        check_student(self.model, train)
-        check_training(self.args, train, self)
-        self._in_order()  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
         # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take the
         # loss of a model that accepts its arguments for one that is divided already.
         self.model_accepts_loss_kwargs = False
 
+    def _check_settings(self) -> None:
+        """Checks that settings and data go together: when the trainer is made, and again when a training begins."""
+        if self._reinforced is None:
+            check_other_dataset(self.args, self.train_dataset)
+        else:
+            check_training(self.args, self._reinforced, self)
+            self._in_order()  # checks the settings of the order
+
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As Trainer's; what `model_init` makes is treated as a given model is."""
-        model = _own(_made(super().call_model_init(trial)), self._learned_from)
+        made = super().call_model_init(trial)
+        check_kind("model_init", made, nn.Module, "a function that returns a model", "Build it with `build_student`.")
+        model = _own(made, self._learned_from)
         if isinstance(self._learned_from, ReinforcedData):
             check_student(model, self._learned_from)
         known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
@@ -145,10 +155,17 @@ class ReinforcedTrainer(StudentTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As Trainer's; reinforced data comes in its own order."""
-        train: Any = self.train_dataset
-        if not isinstance(train, ReinforcedData):
+        args, train = self.args, self._reinforced
+        if train is None:
             return super().get_train_dataloader()
-        _check_batches(self, train)
+        check_batches(
+            len(train),
+            args,
+            partial(learns_from_one, self.model, train, args.world_size),
+            streamed=isinstance(train, StreamedReinforcedDataset),
+            # What a process takes now, which `auto_find_batch_size` may have lowered.
+            batch_size=self._train_batch_size // (args.world_size if self.accelerator.split_batches else 1),
+        )
         dataset, self._sampler = self._in_order()
         return self._loader_of(dataset, self._sampler)
 
@@ -184,8 +201,7 @@ class ReinforcedTrainer(StudentTrainer):
 
         `progress` is that of a stream's epoch that goes on.
         """
-        args = self.args
-        train: Any = self.train_dataset
+        args, train = self.args, self.train_dataset
         order: dict[str, Any] = {
             "seed": self._order_seed,
             "num_epochs": self._num_epochs,
@@ -201,14 +217,13 @@ class ReinforcedTrainer(StudentTrainer):
 
     @property
     def _loader_seed(self) -> int | None:
-        return self._order_seed if isinstance(self.train_dataset, ReinforcedData) else None
+        return None if self._reinforced is None else self._order_seed
 
     @property
     def _num_epochs(self) -> int | None:
         """Epochs of the whole training, where views come by their difficulty; what the order of views must know."""
         if self.args.view_order not in BY_DIFFICULTY:
             return None
-        assert isinstance(self.train_dataset, ReinforcedData)
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
         return -(-self.args.max_steps // self._steps_of_epoch())
@@ -228,15 +243,16 @@ class ReinforcedTrainer(StudentTrainer):
         inputs = with_made_views(inputs, channels_last=self._channels_last)  # if others than Trainer read the loader
         if self.args.mixes:
             inputs = self._mixer.mix(inputs, self.state.global_step)
-        return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, self._student_inputs(inputs), num_items_in_batch)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """As Trainer's, and the loss of reinforced views that have no labels."""
+        inputs = self._student_inputs(inputs)
         if "teacher_ids" not in inputs or "labels" in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(self._student_inputs(inputs))
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), None if prediction_loss_only else outputs["logits"].detach(), None
@@ -249,7 +265,7 @@ class ReinforcedTrainer(StudentTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
-        if isinstance(self.train_dataset if model.training else self._evaluated, ReinforcedData):
+        if (self._reinforced if model.training else self._evaluated) is not None:
             check_batch(inputs)
         if "teacher_ids" in inputs:
             outputs = self._logits_of(model, inputs)
@@ -265,7 +281,7 @@ class ReinforcedTrainer(StudentTrainer):
                 or not getattr(self.train_dataset, "all_reinforced", True)
                 or not outputs["logits"].requires_grad,
             )
-        elif isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs:
+        elif self._reinforced is not None and "labels" in inputs:
             # Evaluated; not every model has a loss of its own, and some have another.
             outputs = self._logits_of(model, inputs)
             loss = nn.functional.cross_entropy(outputs["logits"].float(), inputs["labels"])
@@ -276,17 +292,15 @@ class ReinforcedTrainer(StudentTrainer):
     def _logits_of(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns the model's outputs, with its `logits`."""
         outputs = outputs_of(model, inputs["pixel_values"])
-        if isinstance(self.train_dataset, ReinforcedData):  # where the model's config did not tell
-            check_num_classes(outputs["logits"].shape[-1], self.train_dataset.num_classes)
+        if self._reinforced is not None:  # where the model's config did not tell
+            check_num_classes(outputs["logits"].shape[-1], self._reinforced.num_classes)
         return outputs
 
     @property
     def _tail(self) -> TailRule:
         """The tail rule of the loss: `tail`, or that of the signal of what is evaluated, else of what is learned from."""
-        data = self.train_dataset if self._evaluated is None else self._evaluated
-        return (
-            tail_rule(self.args.tail, data.signal) if isinstance(data, ReinforcedData) else self.args.tail or "uniform"
-        )
+        data = self._reinforced if self._evaluated is None else self._evaluated
+        return self.args.tail or "uniform" if data is None else tail_rule(self.args.tail, data.signal)
 
     def evaluation_loop(
         self,
@@ -311,24 +325,6 @@ class ReinforcedTrainer(StudentTrainer):
 
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
-    def prepare_resume(self, checkpoint: str | None) -> None:
-        """Checks that a checkpoint is one of this run, and has averaged weights where they are asked for.
-
-        Raises:
-            ConfigError: It is not, or has none.
-        """
-        super().prepare_resume(checkpoint)
-        self._stream.resume_from(checkpoint)
-        if self._average is not None:
-            self._average.resume_from(checkpoint)
-
-    def save_with_model(self, folder: Path) -> None:
-        """Writes the settings of the run, and the averaged weights where they are kept."""
-        super().save_with_model(folder)
-        self._stream.save(folder)
-        if self._average is not None:
-            self._average.save(folder)
-
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
         with self._stream.in_epoch(settings["epoch"]):
             super()._run_epoch(*args, **settings)
@@ -339,19 +335,23 @@ class ReinforcedTrainer(StudentTrainer):
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what decides the batches and their loss; None where the data is not reinforced."""
-        args = self.args
-        train = self.train_dataset
-        if not isinstance(train, ReinforcedData):
+        args, train, seen = self.args, self._reinforced, self._preprocessing
+        if train is None:
             return None
-        seen = self._preprocessing
         return {
-            **_settings_of(train),
+            "dataset_fingerprint": train.fingerprint,
+            "num_rows": len(train),
+            "num_views": train.num_views,
+            "view_seed": train.seed,
+            "shuffled_shards": train.shuffled_shards if isinstance(train, StreamedReinforcedDataset) else None,
+            "rows": train.rows_digest if isinstance(train, MappedReinforcedData) else None,
             "order_seed": self._order_seed,
             "tail": self._tail,
             "num_epochs": self._num_epochs,
             "view_difficulty": args.view_difficulty if self._num_epochs is not None else None,
             "model": self._model_summary,
-            "model_args": plain(_model_args(self.model)),
+            # What timm was given to build it; nothing is {}, as it is saved.
+            "model_args": plain(self.model.config.model_args or {}) if is_timm(self.model) else None,
             "normalization": plain([seen.mean, seen.std, seen.bgr]),
             "online_teacher": self._online_teacher,
             **{name: getattr(args, name) for name in _KEPT},
@@ -362,43 +362,6 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
-
-
-def _check_tail(args: Any, evaluated: Any) -> None:
-    """Checks that a `tail` that was given fits what is evaluated, which may have another signal than the training set."""
-    for one in evaluated.values() if isinstance(evaluated, dict) else [evaluated]:
-        if isinstance(one, ReinforcedData):
-            tail_rule(args.tail, one.signal)
-
-
-def _check_batches(trainer: ReinforcedTrainer, train: ReinforcedData) -> None:
-    """Checks that batches have enough images, of the size that they have in a process now (`auto_find_batch_size`)."""
-    args, model = trainer.args, trainer.model
-    assert isinstance(model, nn.Module)
-    check_batches(
-        len(train),
-        args,
-        partial(learns_from_one, model, train, args.world_size),
-        streamed=isinstance(train, StreamedReinforcedDataset),
-        batch_size=trainer._train_batch_size // (args.world_size if trainer.accelerator.split_batches else 1),
-    )
-
-
-def _settings_of(train: ReinforcedData) -> dict[str, Any]:
-    """Returns what of reinforced data decides the batches."""
-    return {
-        "dataset_fingerprint": train.fingerprint,
-        "num_rows": len(train),
-        "num_views": train.num_views,
-        "view_seed": train.seed,
-        "shuffled_shards": train.shuffled_shards if isinstance(train, StreamedReinforcedDataset) else None,
-        "rows": train.rows_digest if isinstance(train, MappedReinforcedData) else None,
-    }
-
-
-def _model_args(model: Any) -> Any:
-    """Returns what timm was given to build a model; nothing is {}, as it is saved, and None where the model is not timm's."""
-    return (model.config.model_args or {}) if is_timm(model) else None
 
 
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
@@ -426,10 +389,7 @@ class _LateCheck(TrainerCallback):
                 f"a step must see the {args.batch_size} images of `batch_size`, but with what was set since it sees {found}. "
                 "Make the trainer without `batch_size`, or leave batches and accumulation as they were."
             )
-        train: Any = self._trainer.train_dataset
-        if isinstance(train, ReinforcedData):
-            check_training(args, train, self._trainer)
-            self._trainer._in_order()  # checks the settings of the order
+        self._trainer._check_settings()
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
@@ -437,18 +397,14 @@ def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
     args = trainer.args
     if args.ema_decay is None:
         return None
-    if weights_are_sharded(trainer):
-        raise ConfigError(
-            f"`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed), got {args.ema_decay}. Unset it."
-        )
-    assert isinstance(trainer.model, nn.Module)
+    check_whole(trainer, "ema_decay")
     average = WeightAverage(trainer.model, args.ema_decay, args.device)
     trainer.add_callback(average)
     return average
 
 
-def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
-    """Has the configuration of a model of timm say the size of the views, at which it is evaluated and saved from now on."""
+def _set_evaluation_size(model: Any, size: tuple[int, int]) -> None:
+    """Has the configuration of a model of timm say the size of the views, at which it is evaluated from now on."""
     own = getattr(model.config, "pretrained_cfg", None) or {}
     there = tuple(own.get("input_size", ()))[1:]
     if there == size:
@@ -457,14 +413,7 @@ def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
         logger.info(
             "The student learns from images of %dx%d pixels, for which it is saved; it was for %dx%d.", *size, *there
         )
-    model.config.pretrained_cfg = {**evaluated_at(size, EVAL_CROP), **own, "input_size": [3, *size]}
-
-
-def _made(model: object) -> nn.Module:
-    """Returns what `model_init` has made, if it is a model."""
-    check_kind("model_init", model, nn.Module, "a function that returns a model", "Build it with `build_student`.")
-    assert isinstance(model, nn.Module)
-    return model
+    model.config.pretrained_cfg = {**evaluation_cfg(size, EVAL_CROP), **own, "input_size": [3, *size]}
 
 
 def _own(model: Any, train: Any) -> nn.Module:
@@ -473,7 +422,7 @@ def _own(model: Any, train: Any) -> nn.Module:
     if not hasattr(model, "main_input_name"):  # Trainer would ask for that of texts
         model.main_input_name = "pixel_values"
     if is_timm(model) and isinstance(train, ReinforcedData):
-        _evaluate_as_trained(model, train.size)
+        _set_evaluation_size(model, train.size)
     return model
 
 

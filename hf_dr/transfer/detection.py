@@ -219,7 +219,8 @@ def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
         return False
     masks = True
     for data in sets:
-        missing, usable = data.num_unsegmented, data.num_segmented
+        missing = sum(each.segmentations.count(None) for each in data.objects)
+        usable = sum(int(each.segmented.sum()) for each in data.objects)  # of some area
         count = sum(len(each.labels) for each in data.objects)
         named = f"of the {count} objects of {data.described['id']}"
         if wanted and (missing or not usable):

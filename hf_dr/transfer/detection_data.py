@@ -95,16 +95,6 @@ class DetectionData:
                 f"{self.described['id']} must have objects, found none in {len(self.objects)} images. Choose other data."
             )
 
-    @property
-    def num_unsegmented(self) -> int:
-        """How many objects have no segmentation."""
-        return sum(each.segmentations.count(None) for each in self.objects)
-
-    @property
-    def num_segmented(self) -> int:
-        """How many objects have a segmentation of some area."""
-        return sum(int(each.segmented.sum()) for each in self.objects)
-
     def check_masks(self) -> None:
         """Checks the segmentations of all objects, before masks are learned or measured.
 

@@ -32,7 +32,8 @@ from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.text import code
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.evaluated import share_buffers
-from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
+from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.resumable_arguments import ResumableArguments
 from hf_dr.training.student_card import optimization
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.transfer.settings import DataArguments, TransferSettings
@@ -260,14 +261,7 @@ class TransferTrainer(ResumableTrainer):
         """Returns the names of what the task's meter measures."""
         return set(self._meter().names)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
         share_buffers(self)
         # Unwrapped, because processes have different numbers of batches.

@@ -474,7 +474,7 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
     model = AutoModelForImageClassification.from_config(ViTConfig(image_size=SIZE, patch_size=8, num_labels=3, **tiny))
     folder = tmp_path / "vit"
     model.save_pretrained(folder)
-    assert load_processor(str(folder)) is None
+    assert load_processor(str(folder), SIZE) is None
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(
         folder
     )

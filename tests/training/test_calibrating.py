@@ -250,7 +250,7 @@ def test_images_without_labels(settings, labels, message):
             "photos",
             r"`images` must be a dataset, such as `datasets.load_dataset` returns, got the name 'photos'. Open it",
         ),
-        ({"a": [], "b": []}, r"`images` must be one dataset, got 2 by name \(a, b\). Give one."),
+        ({"a": [], "b": []}, r"`images` must be one dataset, got several by name \(a, b\)\. Give one"),
         (None, "`images` must be a dataset with images, got none. Give some that were held out."),
         ([], "`images` must be a dataset with images, got none. Give some that were held out."),
     ],

@@ -40,7 +40,8 @@ from hf_dr.training.checkpoints import (
     load_renamed,
     read_settings,
 )
-from hf_dr.training.resumable import LOCK_FILE, ResumableArguments
+from hf_dr.training.resumable import LOCK_FILE
+from hf_dr.training.resumable_arguments import ResumableArguments
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferArguments
 from training.helpers import MODELS, SIZE, STEPS, Pooled, pooled, same, settings_in, weights

@@ -181,10 +181,10 @@ def test_the_processor_of_a_saved_student_of_timm_loads_without_a_warning(tmp_pa
 
 def test_an_image_processor_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    assert load_processor(str(tmp_path)) is None
+    assert load_processor(str(tmp_path), SIZE) is None
     for damaged in ("{", '{"image_processor_type": "Nothing"}'):
         (tmp_path / "preprocessor_config.json").write_text(damaged)
         with pytest.raises(
             ConfigError, match=r"image processor of .* must be one that transformers loads, but: .*remove"
         ):
-            load_processor(str(tmp_path))
+            load_processor(str(tmp_path), SIZE)

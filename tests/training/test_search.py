@@ -60,6 +60,12 @@ def test_what_a_search_chooses_is_checked(chosen, message, plain, settings):
         search(settings(batch_size=4, per_device_train_batch_size=8), plain, chosen)
 
 
+def test_a_search_mixes_no_batches_of_other_data(plain, settings):
+    rows = [{name: plain[row][name] for name in ("pixel_values", "labels")} for row in range(8)]
+    with pytest.raises(ConfigError, match="`mixup_alpha` and `cutmix_alpha` need a dataset of this package"):
+        search(settings(), rows, {"mixup_alpha": 0.5})
+
+
 def test_settings_that_were_changed_since_are_checked(plain, settings, tmp_path):
     args = settings(save_strategy="steps", save_steps=1)
     trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)

@@ -179,7 +179,7 @@ def test_a_processor_of_transformers_makes_images_of_the_size_that_was_fine_tune
     saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert sizes.items() <= saved.items()
     image = np.zeros((100, 80, 3), np.uint8)
-    assert load_processor(str(tmp_path / "tuned"))(image)["pixel_values"][0].shape == (3, 56, 56)
+    assert load_processor(str(tmp_path / "tuned"), 56)(image)["pixel_values"][0].shape == (3, 56, 56)
 
 
 @pytest.mark.parametrize("given", [{}, {"size": SIZE}, {"normalization": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))}], ids=str)

@@ -49,7 +49,7 @@ def changed(tmp_path):
 def test_categories_become_labels_in_the_order_of_their_ids(toy):
     data = read_coco(toy)
     assert data.categories == {3: "red", 7: "blue"}
-    assert data.num_unsegmented == 0
+    assert sum(each.segmentations.count(None) for each in data.objects) == 0
     example = DetectionImages(data, train=True, masks=True)[0]
     image, target = example["image"].numpy(), example["target"]
     assert target["labels"].tolist() == [1, 2]
@@ -106,7 +106,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
     rows = objects_dataset([[box, box], []], [[1, 0], []], nested, width=[40, 40], height=[30, 30])
     data = DetectionData.from_dataset(rows, {"id": "x"}, bbox_format=bbox_format)
     assert data.categories == {0: "a", 1: "b"}
-    assert data.num_unsegmented == 2
+    assert sum(each.segmentations.count(None) for each in data.objects) == 2
     shown = DetectionImages(data, train=True)
     assert len(shown) == 1
     assert shown[0]["target"]["boxes"].tolist() == [[10, 5, 30, 15]] * 2

@@ -443,7 +443,9 @@ EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
 def test_a_metric_that_is_not_measured_is_refused_before_training(tmp_path, changes):
     wanted = changes.get("metric_for_best_model", "loss")
     trainer = line_trainer(tmp_path, **EACH_STEP, **changes)
-    with pytest.raises(ConfigError, match=f"`metric_for_best_model` must be one of count, sum, got '{wanted}'. Name"):
+    with pytest.raises(
+        ConfigError, match=f"`metric_for_best_model` must be one of count, sum, .* got '{wanted}'. Name"
+    ):
         trainer.train()
     assert not trainer.model.seen
 
@@ -451,9 +453,7 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(tmp_path, chan
 def test_a_metric_that_an_evaluation_leaves_out_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Sum, "compute", lambda self: {"count": len(self.rows)})
     settings = {"metric_for_best_model": "sum", **EACH_STEP}
-    with pytest.raises(
-        ConfigError, match=r"must be measured by every evaluation, but 'sum' is not among count, runtime,"
-    ):
+    with pytest.raises(ConfigError, match=r"must be one of count, runtime, .* which evaluations measure, got 'sum'"):
         line_trainer(tmp_path, **settings).train()
     assert line_trainer(tmp_path, **settings).evaluate()["eval_count"] == 7, "an evaluation alone chooses nothing"
 

@@ -30,7 +30,7 @@ from transformers.trainer_utils import (
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable, file_lock, nearest, take, write_json, writing
 from hf_dr.hub.retry import ask
-from hf_dr.processes import quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
+from hf_dr.processes import end_workers, quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
@@ -119,7 +119,9 @@ class ResumableTrainer(Trainer):
                 self._totals.resume_from(checkpoint)
                 return self._totals.of_all(super().train(checkpoint, trial, ignore_keys_for_eval))
             finally:
-                self._end_workers()
+                for loader in self._loaders:  # at the process's exit torch would wait 5 seconds for each worker
+                    end_workers(loader)
+                self._loaders.clear()
 
     def _check_alike(self, checkpoint: str | None) -> None:
         """Refuses processes that would go on at different steps."""
@@ -129,15 +131,6 @@ class ResumableTrainer(Trainer):
                 f"all processes must go on at the same place, found {', '.join(sorted(set(found)))}. `output_dir` must be one "
                 "folder that all nodes share."
             )
-
-    def _end_workers(self) -> None:
-        """Ends the persistent workers of loaders: at the process's exit torch would wait 5 seconds for each of them."""
-        for loader in self._loaders:
-            iterator = getattr(loader, "_iterator", None)  # of persistent workers; a loader begins with new ones
-            if iterator is not None:
-                iterator._shutdown_workers()
-                loader._iterator = None
-        self._loaders.clear()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

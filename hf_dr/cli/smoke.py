@@ -21,10 +21,8 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import timm
 import torch
 import yaml
-from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from hf_dr.cli.flags import FEATURES_FILE, StudentArguments
@@ -40,7 +38,6 @@ from hf_dr.training.students import build_student, complete_config
 ROWS = 4
 """Rows of each generated split."""
 _TESTED = f"[{ROWS // 2}:]"  # the rows to test on where the other rows of the split calibrate
-_ARCHITECTURE = "test_resnet"
 _SUFFIX = "-smoke"
 _KEYS = {"dataset", "splits", "images", "columns"}
 
@@ -62,17 +59,6 @@ class Described:
     images: dict[str, Any]
     columns: dict[str, Any]
     folder: Path
-
-    @classmethod
-    def beside(cls, files: Sequence[str]) -> Described:
-        """Reads a description as `find` does, where there must be one."""
-        found = cls.find(files)
-        if found is None:
-            raise ConfigError(
-                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none next to "
-                f"{', '.join(files) or 'no file'}. Give a recipe."
-            )
-        return found
 
     @classmethod
     def find(cls, files: Sequence[str]) -> Described | None:
@@ -195,7 +181,14 @@ class Rehearsal:
 
     def __init__(self, argv: Sequence[str], folder: Path) -> None:
         self.folder = folder
-        self.described = Described.beside(config_files(argv))
+        files = config_files(argv)
+        described = Described.find(files)
+        if described is None:
+            raise ConfigError(
+                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none next to "
+                f"{', '.join(files) or 'no file'}. Give a recipe."
+            )
+        self.described = described
         self._config = folder / "rehearsal.yaml"  # without settings; beside it stands what describes the generated data
         self._plus = folder / "plus"
 
@@ -217,19 +210,15 @@ class Rehearsal:
         return max(kind.num_classes for kind in kinds if isinstance(kind, datasets.ClassLabel))
 
     def teachers(self, count: int) -> list[str]:
-        paths = [self.folder / f"teacher{number}.safetensors" for number in range(count)]
-        for number, path in enumerate(paths):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(number)
-                save_file(timm.create_model(_ARCHITECTURE, num_classes=self.classes).state_dict(), path)
-        return [f"timm:{_ARCHITECTURE}@{path}" for path in paths]
+        return [self.checkpoint(self.classes, seed) for seed in range(count)]
 
-    def checkpoint(self, classes: int) -> str:
+    def checkpoint(self, classes: int, seed: int = 0) -> str:
         """A folder with an untrained classifier, as `train` saves them."""
-        folder = self.folder / f"checkpoint{classes}"
+        folder = self.folder / f"checkpoint{classes}_{seed}"
         if not folder.exists():
             with torch.random.fork_rng(devices=[]):
-                model: Any = build_student(f"timm:{_ARCHITECTURE}", None, classes, size=64)
+                torch.manual_seed(seed)
+                model: Any = build_student("timm:test_resnet", None, classes, size=64)
             complete_config(model)
             model.save_pretrained(folder)
         return str(folder)

@@ -268,8 +268,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.generation.teachers import same_teacher
     from hf_dr.generation.verify import verify
     from hf_dr.processes import process_state
-    from hf_dr.store.card import write_card
-    from hf_dr.store.findings import save_finding
+    from hf_dr.store.card import keep_finding
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = open_reinforced(arguments.path, arguments)
@@ -280,8 +279,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
     print(report)
     if folder is not None:
-        save_finding(folder, plus.provenance.fingerprint, report.verification)
-        write_card(folder.parent)
+        keep_finding(folder, report.verification)
     return 0 if report.ok else 1
 
 
@@ -305,8 +303,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import local_config, open_reinforced
     from hf_dr.generation.contact_sheet import check_sheet, contact_sheet
     from hf_dr.generation.inspection import inspect
-    from hf_dr.store.card import write_card
-    from hf_dr.store.findings import save_finding
+    from hf_dr.store.card import keep_finding
     from hf_dr.store.schema import CONTACT_SHEET_FILE
 
     if arguments.contact_sheet:
@@ -325,10 +322,9 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
-        save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
             contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)
-        write_card(folder.parent)
+        keep_finding(folder, inspection.statistics)
     return 0
 
 

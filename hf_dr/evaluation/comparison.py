@@ -34,8 +34,8 @@ from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
 from hf_dr.settings import unlike_names
 from hf_dr.store.base_dataset import load_base, undecoded_images
-from hf_dr.store.card import write_card
-from hf_dr.store.findings import Students, save_finding
+from hf_dr.store.card import keep_finding
+from hf_dr.store.findings import Students
 from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
@@ -317,14 +317,12 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         return None
     unfinished = Unfinished(folder)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate, unfinished)
-    comparison.facts.extend(_facts(config, comparison))
-    comparison = replace(comparison, label_weight=float(config.train.get("label_weight") or 0))
+    weight = float(config.train.get("label_weight") or 0)
+    comparison = replace(comparison, facts=list(_facts(config, comparison)), label_weight=weight)
     page = comparison.save(folder, pictures)
     unfinished.done()
     if config.save:
-        place = find_config(plus, learned_from[0][1]).resolve()
-        save_finding(place, Provenance.read(place).fingerprint, comparison.students)
-        write_card(place.parent)
+        keep_finding(find_config(plus, learned_from[0][1]).resolve(), comparison.students)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
 
@@ -406,16 +404,11 @@ def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
     yield ["training", f"{epochs}{comparison.runs[0].steps:,} steps, seeds {', '.join(map(str, config.seeds))}"]
     results = comparison.report.results
-    yield [
-        "evaluated on",
-        "; ".join(
-            f"{r.set}, {r.examples:,} images" for r in results if r.model == results[0].model and not r.by_corruption
-        ),
-    ]
+    yield ["evaluated on", f"{results[0].set}, {results[0].examples:,} images"]
     corrupted = next((r.by_corruption for r in results if r.by_corruption), None)
     if corrupted:
-        severities = sorted({severity for by_severity in corrupted.values() for severity in by_severity})
-        yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {', '.join(map(str, severities))}"]
+        severities = ", ".join(map(str, sorted(next(iter(corrupted.values())))))
+        yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {severities}"]
 
 
 def is_finished(run: Path, flags: dict[str, Any]) -> bool:

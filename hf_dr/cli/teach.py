@@ -279,7 +279,9 @@ def _teach(
         finish_training(trainer, card)
         assert fit is not None
         if trainer.is_world_process_zero():
-            _write(Path(args.output_dir), fit, student)
+            place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
+            write_json(Path(args.output_dir) / TEACHER_FILE, {**asdict(fit), **place})
+            print(fit.told(student.eval_split, "pass it to reinforce as --teacher_temperature"), flush=True)
     return fit
 
 
@@ -365,10 +367,3 @@ def hashes_of(name: str, files_from: Sequence[str] = ()) -> list[str]:
         dataset, _ = load_base(name, split=split, files_from=files_from)
         hashes.append(whole_hash(dataset, *labelled_columns(dataset, _LEARNS_FROM, name)))
     return hashes
-
-
-def _write(output_dir: Path, fit: CalibratedStudent, student: StudentArguments) -> None:
-    """Notes and prints what was found."""
-    place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
-    write_json(output_dir / TEACHER_FILE, {**asdict(fit), **place})
-    print(fit.told(student.eval_split, "pass it to reinforce as --teacher_temperature"), flush=True)

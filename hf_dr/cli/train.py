@@ -291,28 +291,26 @@ def _save_trained(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOut
     """Saves the model and what its training took; one that was finished before, so that no step was `trained`, keeps that."""
     written = Path(str(trainer.args.output_dir), "train_results.json")
     if trained or _epoch_in(written) != result.metrics["epoch"]:
-        trainer.log_metrics("train", result.metrics)
-        save_metrics(trainer, "train", result.metrics)
+        _save_metrics(trainer, "train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card
 
 
 def _evaluate(trainer: ReinforcedTrainer | TransferTrainer) -> None:
     """Saves the metrics of the model, and the state of the training."""
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        save_metrics(trainer, "eval", metrics)
+        _save_metrics(trainer, "eval", trainer.evaluate())
     with writing(Path(str(trainer.args.output_dir))):
         trainer.save_state()
 
 
-def save_metrics(trainer: ReinforcedTrainer | TransferTrainer, split: str, metrics: dict[str, float]) -> None:
-    """As the trainer's own, but each file whole: first all metrics, because those of a `split` tell that it is done.
+def _save_metrics(trainer: ReinforcedTrainer | TransferTrainer, split: str, metrics: dict[str, float]) -> None:
+    """Logs metrics and saves them, each file whole: first all metrics, because those of a `split` tell that it is done.
 
     What a full disk has left of a file, in versions before this one, is written again.
     """
     if not trainer.is_world_process_zero():
         return
+    trainer.log_metrics(split, metrics)
     path = Path(str(trainer.args.output_dir), "all_results.json")
     try:
         others = json.loads(path.read_text(encoding="utf-8"))

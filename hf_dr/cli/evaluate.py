@@ -26,7 +26,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse
-    from hf_dr.cli.teach import read_training
+    from hf_dr.cli.teach import read_training_arguments
     from hf_dr.evaluation.comparison import run_comparison, training_flags
 
     if smoke.smoke:
@@ -34,7 +34,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     check_writable(expanded(config.output_dir), "output_dir")
     # Otherwise an impossible setting would only be found after the objectives before it were trained.
     for objective in config.objectives:
-        read_training(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
+        read_training_arguments(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
     run_comparison(config, _train)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the commands that train do: load, build, train, evaluate and describe."""
+"""What the commands that train do: load, build, train, calibrate, evaluate and describe."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import labelled_columns, load_base
+from hf_dr.teacher.calibration import TemperatureFit
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.metrics import compute_metrics
@@ -137,6 +138,28 @@ def _evaluation_split(
     images = evaluation_images(loaded, data, shown, name=setting.replace("eval_split", "eval_dataset"))
     check_rows(argv, student.eval_dataset, split, len(images))
     return images, {**described, "split": split}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedStudent(TemperatureFit):
+    """What `calibrate` has found, and whether the weights took it in (`folded`)."""
+
+    folded: bool
+
+    def told(self, split: str | None, otherwise: str) -> str:
+        """Returns it for people: of which split the images are, and where the temperature is; `otherwise` is what to do."""
+        kept = "in the weights" if self.folded else f"not in the weights: {otherwise}"
+        return f"\n{self.table(f', {kept}', f' of `{split}`')}"
+
+
+def calibrate(trainer: ReinforcedTrainer, images: Any, card: dict[str, Any], *, fold: bool = True) -> CalibratedStudent:
+    """Calibrates a trained classifier; weights that took the temperature in are saved, with a `card` that tells it."""
+    found = trainer.calibrate(images, fold=fold)
+    if found.folded:
+        trainer.save_model(_internal_call=True)
+        trainer.create_model_card(**card)
+    fit = TemperatureFit.of(found.logits, found.labels, found.temperature)
+    return CalibratedStudent(**vars(fit), folded=found.folded)
 
 
 def was_calibrated(folder: Path) -> bool:

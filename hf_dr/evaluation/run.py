@@ -165,7 +165,7 @@ def _corrupted(
         set_hash = clean or hash_of_set(part)
         corruption = None if published else (name, severity)
         keys = [_key(model, set_hash, corruption, config) for model in models]
-        missing = [n for n, key in enumerate(keys) if key not in unfinished]
+        missing = [n for n, key in enumerate(keys) if key not in unfinished.metrics]
         if missing:
             label = f"{spec.name} {name} {severity}"
             passed = _Pass(part, [models[n] for n in missing], config, label, corruption=corruption, whole=published)
@@ -173,7 +173,7 @@ def _corrupted(
             measured = [metric.compute(predictions=logits_BC, references=part.labels) for logits_BC in answers]
             unfinished.keep(dict(zip([keys[n] for n in missing], measured, strict=True)))
         for grid, key in zip(grids, keys, strict=True):
-            grid.setdefault(name, {})[severity] = unfinished[key]
+            grid.setdefault(name, {})[severity] = unfinished.metrics[key]
     for model, grid in zip(models, grids, strict=True):
         cells = [metrics for severities in grid.values() for metrics in severities.values()]
         means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}

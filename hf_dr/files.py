@@ -159,8 +159,11 @@ def check_apart(output_dir: str | Path, datasets: Iterable[str | None], models: 
     folder = expanded(output_dir).resolve()
     read = [(source, True) for source in filter(None, datasets)] + [(source, False) for source in filter(None, models)]
     for source, whole in read:
-        place = expanded(source).resolve()
-        if place.is_dir() and (folder == place or (whole and folder.is_relative_to(place))):
+        place = expanded(source)
+        if not place.is_dir():
+            continue
+        place = place.resolve()
+        if folder == place or (whole and folder.is_relative_to(place)):
             raise ConfigError(
                 f"`output_dir` must not lie in a folder that is read, got {output_dir} with {source}. Choose another place."
             )

@@ -174,6 +174,8 @@ def _imagenet_names() -> list[str]:
 class Rehearsal:
     """The stand-ins of one command: generated data and untrained networks, made when they are first asked for.
 
+    A method that is called as a command returns what a rehearsal changes in the settings of that command.
+
     Args:
         argv: The user's arguments.
         folder: Where they are made.
@@ -223,15 +225,15 @@ class Rehearsal:
             model.save_pretrained(folder)
         return str(folder)
 
-    def reinforce(self, teachers: int, num_views: int, num_candidates: int | None = None) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `reinforce`."""
+    def reinforce(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        num_views, num_candidates = settings["num_views"], settings.get("num_candidates")
         views = min(num_views, 2)
         fewer = {} if num_candidates is None else {"num_candidates": views + min(num_candidates - num_views, 2)}
         return {
             "dataset": self.base,
             "revision": None,
             "config": self._config,
-            "teacher": self.teachers(teachers),
+            "teacher": self.teachers(len(settings["teacher"])),
             "precision": "fp32",
             "compile": False,
             "num_views": views,
@@ -255,7 +257,7 @@ class Rehearsal:
         }
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `train`; makes the "+" dataset by `reinforce.yaml`."""
+        """Also makes the "+" dataset by `reinforce.yaml`."""
         plain = settings.get("augmentation") is not None
         named = settings["dataset"]
         plus = str(self._plus) if isinstance(named, str) else [str(self._plus)] * len(named)
@@ -287,7 +289,9 @@ class Rehearsal:
 
     def _make_plus(self, settings: Mapping[str, Any]) -> None:
         recipe = self.described.folder / "reinforce.yaml"
-        changed = self.reinforce(1, 2) | {name: value for name, value in settings.items() if value}
+        changed = self.reinforce({"teacher": ["one"], "num_views": 2}) | {
+            name: value for name, value in settings.items() if value
+        }
         status = launch("reinforce", ["--config", str(recipe), *as_arguments(changed)], "hf-dr reinforce")
         if status:
             raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
@@ -301,8 +305,8 @@ class Rehearsal:
             changed |= {f"{prefix}{name}": place for name, place in places.items()}
         return changed
 
-    def detection(self) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `detect`; generates images and annotations in COCO's format."""
+    def detect(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Also generates images and annotations in COCO's format."""
         return {
             **self._pictures("annotations", self.described.generate_coco),
             "student": self.checkpoint(1000),
@@ -313,8 +317,8 @@ class Rehearsal:
             **self._short,
         }
 
-    def segmentation(self) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `segment`; generates folders of images and masks."""
+    def segment(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Also generates folders of images and masks."""
         return {
             **self._pictures("masks", self.described.generate_masks),
             "student": self.checkpoint(1000),
@@ -326,7 +330,7 @@ class Rehearsal:
         }
 
     def evaluate(self, settings: Mapping[str, Any], rows: str = "") -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `evaluate`; every set becomes the described dataset.
+        """Every set becomes the described dataset.
 
         `rows` is the slice of a split that is taken, such as `[2:]`.
         """
@@ -356,7 +360,7 @@ class Rehearsal:
         return f"{spec.name}{_SUFFIX}={self.base}:{split}{rows},image={image},label={label}"
 
     def compare(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `compare`: the file in which they are."""
+        """Writes all of it into a file."""
         own = self.train(settings["train"])
         del own["output_dir"], own["config"]
         rows = _TESTED if "calibrate_split" in own else ""
@@ -374,12 +378,12 @@ class Rehearsal:
         return {"config": file}
 
 
-def rehearse(command: str, argv: Sequence[str], prog: str, change: Callable[[Rehearsal], Mapping[str, Any]]) -> int:
+def rehearse(command: str, argv: Sequence[str], prog: str, settings: Mapping[str, Any]) -> int:
     """Runs a command on stand-ins, and removes them with what it makes of them; returns its exit status.
 
-    `argv` are the user's arguments; `change` returns what the stand-ins change in them.
+    `argv` are the user's arguments, `settings` what was read from them.
     """
     refuse_several("smoke")
     with tempfile.TemporaryDirectory(prefix="hf_dr_smoke_") as folder:
-        changed = {**change(Rehearsal(argv, Path(folder))), "smoke": False}
+        changed = {**getattr(Rehearsal(argv, Path(folder)), command)(settings), "smoke": False}
         return launch(command, [*argv, *as_arguments(changed)], prog)

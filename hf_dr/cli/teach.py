@@ -91,7 +91,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.train import calibrate, finish_training, prepare_training, run_training, was_calibrated
 
     if smoke.smoke:
-        return rehearse("train", argv, prog, lambda stand_in: stand_in.train(vars(student)))
+        return rehearse("train", argv, prog, vars(student))
     trainer, card, held_out = prepare_training(student, args, argv)
     if held_out is None and was_calibrated(Path(str(args.output_dir))) and trainer.is_world_process_zero():
         logger.warning(

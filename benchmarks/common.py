@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -22,6 +23,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.parquet as pq
 import timm
 import torch
 
@@ -111,6 +113,16 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
         shape.append(array.type.list_size)
         array = array.flatten()
     return array.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def column_bytes(file: Any) -> Counter[str]:
+    """Returns the compressed bytes of each column of a Parquet file."""
+    metadata = pq.read_metadata(file)
+    sizes: Counter[str] = Counter()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    return sizes
 
 
 def _picture(number: int) -> bytes:

@@ -95,17 +95,12 @@ def store(answers_RVC: np.ndarray, signal: str, k: int, folder: Path) -> Stored:
         valid, numbers = np.ones(rows, bool), np.arange(rows)
         writer.write(pa.table({}), {SOURCE_INDEX: numbers, **columns}, valid)
         writer.finish()
-    group = pq.read_metadata(path).row_group(0)
-    sizes = dict.fromkeys(columns, 0)
-    for column in map(group.column, range(group.num_columns)):
-        name = column.path_in_schema.split(".")[0]
-        if name in sizes:
-            sizes[name] += column.total_compressed_size
+    sizes = common.column_bytes(path)
     table = pq.read_table(path)
     return Stored(
         columns={name: common.as_array(table.column(name)) for name in columns},
         view_bytes=(sizes[TEACHER_IDS] + sizes[TEACHER_LOGPROBS]) / (rows * num_views),
-        tail_bytes=(sizes.get(TAIL_IDS, 0) + sizes.get(TAIL_LOGPROBS, 0)) / rows,
+        tail_bytes=(sizes[TAIL_IDS] + sizes[TAIL_LOGPROBS]) / rows,
     )
 
 

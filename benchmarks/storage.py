@@ -55,14 +55,8 @@ def reinforce(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Pat
 
 def bytes_by_column(shard: Path) -> dict[str, float]:
     """Compressed bytes per view of each of the reinforcement's columns."""
-    metadata = pq.read_metadata(shard)
-    sizes: dict[str, float] = {}
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            name = column.path_in_schema.split(".")[0]
-            if is_reserved(name):
-                sizes[name] = sizes.get(name, 0) + column.total_compressed_size
-    return {name: size / (metadata.num_rows * NUM_VIEWS) for name, size in sizes.items()}
+    views = pq.read_metadata(shard).num_rows * NUM_VIEWS
+    return {name: size / views for name, size in common.column_bytes(shard).items() if is_reserved(name)}
 
 
 def kl_of_storing(exact_NK: np.ndarray, stored_NK: np.ndarray) -> float:
@@ -150,8 +144,7 @@ def encoded_size(table: pa.Table, encoding: str, codec: str, level: int) -> int 
         )  # fmt: skip
     except (OSError, pa.ArrowException):
         return None
-    metadata = pq.read_metadata(file)
-    return sum(metadata.row_group(n).column(0).total_compressed_size for n in range(metadata.num_row_groups))
+    return common.column_bytes(file).total()
 
 
 def _written(table: pa.Table, **settings: Any) -> pa.BufferReader:

@@ -169,9 +169,7 @@ def _chunks(table: pa.Table, path: Path, **settings: Any) -> int:
     pq.write_table(
         table, path, rows, column_encoding=encodings, use_dictionary=False, write_statistics=False, **settings
     )
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    return sum(group.column(n).total_compressed_size for group in groups for n in range(group.num_columns))
+    return common.column_bytes(path).total()
 
 
 def epoch_of(stream: StreamedReinforcedDataset, epoch: int = 0) -> Read:

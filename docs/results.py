@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hf_dr.text import markdown_table
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 STUDENTS = {
@@ -67,37 +69,32 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def gains(file: str, what: str, students: dict[str, str]) -> list[str]:
+def gains(file: str, what: str, students: dict[str, str]) -> str:
     """Returns the table of what students gain, whose names are given with the parts of their keys in a file."""
     found = read(file)
-    lines = [
-        f"| {what} | top-1 %, erm | reinforced | gain | NLL gain | ECE gain | corrupted error gain |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = [what, "top-1 %, erm", "reinforced", "gain", "NLL gain", "ECE gain", "corrupted error gain"]
+    rows = []
     for title, key in students.items():
         cells = [f"{100 * found[f'{key}_{objective}_top1']:.2f}" for objective in ("erm", "reinforced")]
         for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("mce", 100, 2)):
             cells.append(mean(found, f"{key}_{metric}_gain", scale, f"+.{digits}f"))
-        lines.append(f"| {' | '.join([title, *cells])} |")
-    return lines
+        rows.append([title, *cells])
+    return markdown_table(head, rows)
 
 
-def left_of_ece() -> list[str]:
+def left_of_ece() -> str:
     """Returns the table of what a temperature leaves of the ECE, for the rows of `gains` of which it was measured."""
     found = read("left_of_ece")
-    lines = [
-        "| student | seeds | ECE %, erm | reinforced | calibrated ECE %, erm | reinforced |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["student", "seeds", "ECE %, erm", "reinforced", "calibrated ECE %, erm", "reinforced"]
+    rows = []
     for title, key in STUDENTS.items():
         if f"{key}_erm_calibrated_ece" in found:
             names = [f"{key}_{way}_{metric}" for metric in ("ece", "calibrated_ece") for way in ("erm", "reinforced")]
-            cells = [f"{title}, again", str(found[f"{key}_seeds"]), *(mean(found, name) for name in names)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            rows.append([f"{title}, again", found[f"{key}_seeds"], *(mean(found, name) for name in names)])
+    return markdown_table(head, rows)
 
 
-def curve(file: str, title: str, name: str, views: str = "") -> list[str]:
+def curve(file: str, title: str, name: str, views: str = "") -> str:
     """Returns the table of how gains change with the number of epochs, on a set whose name begins the keys of a file."""
     found = read(file)
     rows = {}
@@ -123,16 +120,13 @@ def mean(found: dict[str, Any], key: str, scale: float = 100, style: str = ".2f"
     return f"{value} ± {scale * found[f'{key}_std']:{style.strip('+')}}" if f"{key}_std" in found else value
 
 
-def length(file: str, students: dict[str, str]) -> list[str]:
+def length(file: str, students: dict[str, str]) -> str:
     """Returns the table of trainings on all of CIFAR-10, of students with their titles."""
     found = read(file)
-    lines = [
-        "| student | epochs | learned from | seeds | top-1 % | NLL | ECE % | corrupted error % | gain of top-1 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
     is_calibrated = any(key.endswith("_calibrated_ece") for key in found)  # older measurements are not
-    if is_calibrated:
-        lines = [lines[0].replace("| corrupted", "| calibrated ECE % | corrupted"), f"{lines[1]}---|"]
+    calibrated = ["calibrated ECE %"] if is_calibrated else []
+    head = ["student", "epochs", "learned from", "seeds", "top-1 %", "NLL", "ECE %", *calibrated]
+    rows = []
     for student, title in students.items():
         trained = [key.split("_")[1] for key in found if key.startswith(f"{student}_") and key.endswith("_erm_top1")]
         for epochs in sorted(trained, key=int):
@@ -140,23 +134,22 @@ def length(file: str, students: dict[str, str]) -> list[str]:
                 prefix = f"{student}_{epochs}_{objective}"
                 if f"{prefix}_top1" not in found:
                     continue
-                cells = [title, epochs, way, str(found[f"{prefix}_seeds"]), *spreads(found, prefix)]
+                cells = [title, epochs, way, found[f"{prefix}_seeds"], *spreads(found, prefix)]
                 if is_calibrated:
                     cells.append(mean(found, f"{prefix}_calibrated_ece") if f"{prefix}_calibrated_ece" in found else "")
                 cells += [mean(found, f"{prefix}_corrupted"), ""]
                 if objective != "erm":
                     cells[-1] = mean(found, f"{prefix}_gain_top1", style="+.2f")
-                lines.append(f"| {' | '.join(cells)} |")
-    return lines
+                rows.append(cells)
+    return markdown_table([*head, "corrupted error %", "gain of top-1"], rows)
 
 
-def teachers() -> list[str]:
+def teachers() -> str:
     """Returns the table of other teachers: what they answer, and what students learn."""
     found = read("teachers")
-    lines = [
-        "| set | learned from | top-1 is the label | teacher's ECE % | its entropy, nats | student's top-1 % | NLL | ECE % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    answers = ["top-1 is the label", "teacher's ECE %", "its entropy, nats"]
+    head = ["set", "learned from", *answers, "student's top-1 %", "NLL", "ECE %"]
+    rows = []
     for title, name in TEACHERS.items():
         for way, key in WAYS.items():
             student = f"{name}_resnet{key.format(views=VIEWS.get(name))}"
@@ -167,8 +160,8 @@ def teachers() -> list[str]:
                 prefix = name + key.removesuffix("_reinforced").removesuffix("_labels0.5")
                 agreement, ece, entropy = (found[f"{prefix}_{sign}"] for sign in ("agreement", "ece", "entropy"))
                 signs = [f"{100 * agreement:.1f} %", f"{100 * ece:.2f}", f"{entropy:.3f}"]
-            lines.append(f"| {' | '.join([title, way, *signs, *spreads(found, student)])} |")
-    return lines
+            rows.append([title, way, *signs, *spreads(found, student)])
+    return markdown_table(head, rows)
 
 
 # What students of benchmarks/length.py learn from.
@@ -290,7 +283,7 @@ def right(file: str) -> str:
 def page() -> str:
     """Returns the page."""
     files = {path.stem: read(path.stem) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    costs = [f"| {what} | {answer.format_map(files)} | `python benchmarks/{by}.py` |" for what, answer, by in COSTS]
+    costs = [(what, answer.format_map(files), f"`python benchmarks/{by}.py`") for what, answer, by in COSTS]
     parts = [
         "# Results",
         (
@@ -314,42 +307,42 @@ def page() -> str:
             "Each point is a row of the table, with its standard deviation; the last is the ResNet-18 of [At length](#at-length), at "
             "20 epochs."
         ),
-        "\n".join(gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS)),
+        gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS),
         (
             "Calibrated ECE: each half of the test images is evaluated at the temperature that fits the other half best. It was measured "
             "for the four\nrows that lose ECE, trained again by the same command (`left_of_ece.json`):"
         ),
-        "\n".join(left_of_ece()),
+        left_of_ece(),
         "## By the number of epochs",
         (
             "By `python benchmarks/accuracy.py --sets cifar10 --seeds 0 1 --epochs N`: the students, images, teacher and V = 4 views "
             "of the table above,\nso that views repeat after 4 epochs; two seeds."
         ),
-        "\n".join(curve("curve", "CIFAR-10", "cifar10")),
+        curve("curve", "CIFAR-10", "cifar10"),
         (
             "The ResNet on Tiny-ImageNet, of 200 classes, with V = 16 views, by the same command with `--sets tiny_imagenet "
             "--num_views 16`:"
         ),
-        "\n".join(curve("curve_tiny_imagenet", "Tiny-ImageNet", "tiny_imagenet", "_16views")),
+        curve("curve_tiny_imagenet", "Tiny-ImageNet", "tiny_imagenet", "_16views"),
         "## At length",
         (
             "By `python benchmarks/length.py`, on an H100: all 50,000 images of CIFAR-10, seen at 64x64 by a ResNet-18, its 10,000 "
             f"for testing; teachers\nEfficientNet-Lite0 and Lite1, fine-tuned from ImageNet's weights ({right('length')}), V = "
             f"{read('length')['num_views']}. Of the test images each has one of\nthe fifteen corruptions."
         ),
-        "\n".join(length("length", {"resnet18": "ResNet-18"})),
+        length("length", {"resnet18": "ResNet-18"}),
         (
             "By `python benchmarks/length.py --scale cpu`, on two cores: the same images at 32x32, students of 0.3 (ResNet) and 0.7 "
             f"(ViT) million\nweights, teacher EfficientNet-Lite0 at 64x64 ({right('length_cpu')}), V = "
             f"{read('length_cpu')['num_views']}. Calibrated ECE: each half of\nthe test images is evaluated at the "
             "temperature that fits the other half best."
         ),
-        "\n".join(length("length_cpu", {"resnet": "ResNet", "vit": "ViT"})),
+        length("length_cpu", {"resnet": "ResNet", "vit": "ViT"}),
         (
             f"The same with a better teacher, fine-tuned at {read('length_better')['teacher_side']} pixels "
             f"({right('length_better')}); what the small ResNet learns from labels is as above.\nResNet-14 has 2.7 million weights:"
         ),
-        "\n".join(length("length_better", {"resnet": "ResNet", "resnet14": "ResNet-14"})),
+        length("length_better", {"resnet": "ResNet", "resnet14": "ResNet-14"}),
         (
             "![Top-1 accuracy and ECE by the number of epochs, of three students on labels and on stored answers](length.png)\n\n"
             "The first table's ResNet-18, the last one's ResNet-14 and the second one's ResNet: means, and standard deviations over "
@@ -363,10 +356,10 @@ def page() -> str:
             "teachers, each labels what it has not seen. Views are 8\n(grocery), 2 (CIFAR-10, Tiny-ImageNet) or 4 (Fashion-MNIST), "
             f"or as many as epochs, 24 and 12.\nCalibrated: {temperatures()}"
         ),
-        "\n".join(teachers()),
+        teachers(),
         "## What it costs",
         "Ratios against a baseline in the same run, on two CPU cores unless another device is named.",
-        "\n".join(["| question | answer | command |", "|---|---|---|", *costs]),
+        markdown_table(["question", "answer", "command"], costs),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -10,44 +10,45 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_dr.version import __version__
+from hf_dr.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from hf_dr.cli.teach import teach
-    from hf_dr.errors import (
-        ConfigError,
-        DataError,
-        FingerprintMismatchError,
-        FormatError,
-        HfDrError,
-        HubError,
-        ReplayError,
-        TeacherError,
-    )
-    from hf_dr.evaluation.evaluate import evaluate
-    from hf_dr.generation.calibration import calibrate
-    from hf_dr.generation.config import ExtendConfig, ReinforceConfig
-    from hf_dr.generation.contact_sheet import contact_sheet
-    from hf_dr.generation.export import export
-    from hf_dr.generation.extend import extend
-    from hf_dr.generation.inspection import inspect
-    from hf_dr.generation.job import reinforce
-    from hf_dr.generation.verify import verify
-    from hf_dr.hub.push import push_to_hub
-    from hf_dr.replay.dataset import ReinforcedDataset
-    from hf_dr.replay.loading import load_reinforced
-    from hf_dr.replay.sampling import ReinforcedSampler
-    from hf_dr.teacher.ensemble import Teacher
-    from hf_dr.training.arguments import ReinforcedTrainingArguments
-    from hf_dr.training.loader import ReinforcedLoader
-    from hf_dr.training.losses import ReinforcedLoss, reinforced_kl, reinforced_loss
-    from hf_dr.training.students import build_student
-    from hf_dr.training.task import ReinforcedTask
-    from hf_dr.training.trainer import ReinforcedTrainer
-    from hf_dr.transfer.detection import load_detector
-    from hf_dr.transfer.segmentation import load_segmenter
-    from hf_dr.views import ops
-    from hf_dr.views.augmentation import Augmentation
+if TYPE_CHECKING:  # `as` says that a name is public
+    from hf_dr.cli.teach import teach as teach
+    from hf_dr.errors import ConfigError as ConfigError
+    from hf_dr.errors import DataError as DataError
+    from hf_dr.errors import FingerprintMismatchError as FingerprintMismatchError
+    from hf_dr.errors import FormatError as FormatError
+    from hf_dr.errors import HfDrError as HfDrError
+    from hf_dr.errors import HubError as HubError
+    from hf_dr.errors import ReplayError as ReplayError
+    from hf_dr.errors import TeacherError as TeacherError
+    from hf_dr.evaluation.evaluate import evaluate as evaluate
+    from hf_dr.generation.calibration import calibrate as calibrate
+    from hf_dr.generation.config import ExtendConfig as ExtendConfig
+    from hf_dr.generation.config import ReinforceConfig as ReinforceConfig
+    from hf_dr.generation.contact_sheet import contact_sheet as contact_sheet
+    from hf_dr.generation.export import export as export
+    from hf_dr.generation.extend import extend as extend
+    from hf_dr.generation.inspection import inspect as inspect
+    from hf_dr.generation.job import reinforce as reinforce
+    from hf_dr.generation.verify import verify as verify
+    from hf_dr.hub.push import push_to_hub as push_to_hub
+    from hf_dr.replay.dataset import ReinforcedDataset as ReinforcedDataset
+    from hf_dr.replay.loading import load_reinforced as load_reinforced
+    from hf_dr.replay.sampling import ReinforcedSampler as ReinforcedSampler
+    from hf_dr.teacher.ensemble import Teacher as Teacher
+    from hf_dr.training.arguments import ReinforcedTrainingArguments as ReinforcedTrainingArguments
+    from hf_dr.training.loader import ReinforcedLoader as ReinforcedLoader
+    from hf_dr.training.losses import ReinforcedLoss as ReinforcedLoss
+    from hf_dr.training.losses import reinforced_kl as reinforced_kl
+    from hf_dr.training.losses import reinforced_loss as reinforced_loss
+    from hf_dr.training.students import build_student as build_student
+    from hf_dr.training.task import ReinforcedTask as ReinforcedTask
+    from hf_dr.training.trainer import ReinforcedTrainer as ReinforcedTrainer
+    from hf_dr.transfer.detection import load_detector as load_detector
+    from hf_dr.transfer.segmentation import load_segmenter as load_segmenter
+    from hf_dr.views import ops as ops
+    from hf_dr.views.augmentation import Augmentation as Augmentation
 
 # Public name -> the module that has it; the module, and with it torch, is imported when the name is first used (PEP 562).
 _MODULES = {
@@ -89,45 +90,9 @@ _MODULES = {
     "verify": "generation.verify",
 }
 
-__all__ = [
-    "Augmentation",
-    "ConfigError",
-    "DataError",
-    "ExtendConfig",
-    "FingerprintMismatchError",
-    "FormatError",
-    "HfDrError",
-    "HubError",
-    "ReinforceConfig",
-    "ReinforcedDataset",
-    "ReinforcedLoader",
-    "ReinforcedLoss",
-    "ReinforcedSampler",
-    "ReinforcedTask",
-    "ReinforcedTrainer",
-    "ReinforcedTrainingArguments",
-    "ReplayError",
-    "Teacher",
-    "TeacherError",
-    "__version__",
-    "build_student",
-    "calibrate",
-    "contact_sheet",
-    "evaluate",
-    "export",
-    "extend",
-    "inspect",
-    "load_detector",
-    "load_reinforced",
-    "load_segmenter",
-    "ops",
-    "push_to_hub",
-    "reinforce",
-    "reinforced_kl",
-    "reinforced_loss",
-    "teach",
-    "verify",
-]
+if not TYPE_CHECKING:  # type checkers understand only a list that is written out, and have the imports
+    __all__ = list(_MODULES)
+    __all__ += ["__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -141,4 +106,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_MODULES, "__version__"])

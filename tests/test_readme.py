@@ -143,7 +143,7 @@ def test_the_page_of_results_and_its_pictures_are_what_their_command_makes(tmp_p
     text = (ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8")
     table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     rows = {row[0]: row for row in table}
-    gained = MADE.gains("accuracy", "", ROWS)
+    gained = MADE.gains("accuracy", "", ROWS).splitlines()
     sets = {
         "Fashion-MNIST": ("fashion_mnist", ["ResNet", "ViT"]),
         "CIFAR-10": ("cifar10", ["ResNet", "ViT"]),

@@ -211,7 +211,7 @@ def test_sizes_and_augmentations_of_imagenet_plus():
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
 def test_a_description_is_of_the_recipes_dataset(folder, tmp_path):
-    described = Described.beside([str(folder / "erm.yaml")])
+    described = Described.find([str(folder / "erm.yaml")])
     base, _, _, _, config = reinforcing(folder / "reinforce.yaml")
     assert described.dataset == base.dataset
     described.generate(tmp_path / "base")
@@ -314,14 +314,14 @@ def test_baselines_have_the_filters_and_magnitudes_of_their_sources():
 def test_detection_runs():
     recipe = "recipes/coco/detect.yaml"
     assert main(["detect", "--config", recipe, "--smoke"]) == 0
-    categories = Described.beside([recipe]).columns["objects"]
+    categories = Described.find([recipe]).columns["objects"]
     assert (len(categories), max(categories)) == (80, 90)
 
 
 def test_segmentation_runs():
     recipe = "recipes/ade20k/segment.yaml"
     assert main(["segment", "--config", recipe, "--smoke"]) == 0
-    assert len(read_yaml(recipe)["class_names"]) == Described.beside([recipe]).columns["mask"]["greatest"] == 150
+    assert len(read_yaml(recipe)["class_names"]) == Described.find([recipe]).columns["mask"]["greatest"] == 150
 
 
 def test_a_student_is_stacked_on_a_dataset():
@@ -380,7 +380,7 @@ def test_a_rehearsal_needs_a_description(tmp_path, capsys):
     assert "`smoke` needs a --config in a folder with a features.yaml" in capsys.readouterr().err
     (tmp_path / "features.yaml").write_text("dataset: x\nsplit: [train]\n3: y")
     with pytest.raises(ConfigError, match="have the keys columns, dataset, images, splits, found dataset, split, 3"):
-        Described.beside([str(recipe)])
+        Described.find([str(recipe)])
 
 
 def test_the_splits_of_a_description_have_sizes(tmp_path):
@@ -393,7 +393,7 @@ def test_the_splits_of_a_description_have_sizes(tmp_path):
     }
     (tmp_path / "features.yaml").write_text("dataset: x\nsplits: [train]\nimages: {}\ncolumns: {}")
     with pytest.raises(ConfigError, match=r"`splits` in .* must say how many rows each split has, found \['train'\]"):
-        Described.beside([str(tmp_path / "r.yaml")])
+        Described.find([str(tmp_path / "r.yaml")])
 
 
 @pytest.fixture

@@ -26,15 +26,15 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse
-    from hf_dr.cli.teach import read_training
+    from hf_dr.cli.teach import read_training_arguments
     from hf_dr.evaluation.comparison import run_comparison, training_flags
 
     if smoke.smoke:
-        return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
+        return rehearse("compare", argv, prog, vars(config))
     check_writable(expanded(config.output_dir), "output_dir")
     # Otherwise an impossible setting would only be found after the objectives before it were trained.
     for objective in config.objectives:
-        read_training(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
+        read_training_arguments(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
     run_comparison(config, _train)
     return 0
 
@@ -64,7 +64,7 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.evaluation.evaluate import evaluated
 
     if smoke.smoke:
-        return rehearse("evaluate", argv, prog, lambda stand_in: stand_in.evaluate(vars(config)))
+        return rehearse("evaluate", argv, prog, vars(config))
     print(evaluated(config))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_dr.cli.early import Lazy
@@ -71,6 +72,14 @@ class TeacherArguments:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
+    """Refuses classes of a teacher that is not named; where a provenance names one, it has them as well."""
+    if classes and not teacher:
+        raise ConfigError(
+            f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
+        )
 
 
 @dataclass
@@ -184,13 +193,9 @@ class StudentArguments:
         if (self.objective == "kd") != bool(self.teacher):
             raise ConfigError(
                 f"`teacher` must be given for `objective` kd and only then, got {self.teacher or 'none'} with "
-                f"{self.objective}."
+                f"{self.objective}. {'Leave it out' if self.teacher else 'Name one'}."
             )
-        if self.teacher_classes and self.objective != "kd":
-            raise ConfigError(
-                f"`teacher_classes` must be left out without a teacher, got {self.teacher_classes!r} with the objective "
-                f"{self.objective}. Leave it out."
-            )
+        check_classes(self.teacher_classes, self.teacher)
 
     def _check_data(self) -> None:
         if self.calibrate_split is not None and self.eval_dataset is None:

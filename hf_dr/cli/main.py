@@ -14,7 +14,7 @@ from hf_dr.errors import did_you_mean
 from hf_dr.version import __version__
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
     It is 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C, 143 a training that SIGTERM has stopped.
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     word = argv[0] if argv else ""
     if word in COMMANDS:
-        return launch(word, argv[1:], f"{prog} {word}")
+        return launch(word, argv[1:], f"hf-dr {word}")
     if word in ("-h", "--help"):
-        return guarded(partial(_show, _usage(prog)))
+        return guarded(partial(_show, _usage()))
     if word == "--version":
         return guarded(partial(_show, f"hf_dr {__version__}"))
     close = did_you_mean(word, [*COMMANDS, "--help", "--version"])
-    found = f"{word}.{close}" if argv else f"none\n\n{_usage(prog)}"
-    print(f"{prog}: expected a command, got {found}", file=sys.stderr)
+    found = f"{word}.{close}" if argv else f"none\n\n{_usage()}"
+    print(f"hf-dr: expected a command, got {found}", file=sys.stderr)
     return 2
 
 
@@ -38,7 +38,7 @@ def _show(text: str) -> int:
     return 0
 
 
-def _usage(prog: str) -> str:
+def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join([f"usage: {prog} COMMAND [--help] ...", "", "commands:", *lines, "", f"hf_dr {__version__}"])
+    return "\n".join(["usage: hf-dr COMMAND [--help] ...", "", "commands:", *lines, "", f"hf_dr {__version__}"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, add_fields, one_dataset, split_words, words_as_flag
-from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
+from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments, check_classes
 from hf_dr.cli.launch import STOPPED, start_logging
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, expanded, write_json
@@ -50,8 +50,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.generation.job import reinforce_job
 
     if smoke.smoke:
-        counts = (len(teaching.teacher), config.num_views, config.num_candidates)
-        return rehearse("reinforce", argv, prog, lambda stand_in: stand_in.reinforce(*counts))
+        return rehearse("reinforce", argv, prog, {**vars(teaching), **vars(config)})
     # What can be checked without the teacher comes first: it may take minutes to load.
     check_apart(config.output_dir, [base.dataset], teaching.teacher)
     check_writable(expanded(config.output_dir), "output_dir")
@@ -200,7 +199,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     path = one_dataset(paths, '"+" dataset')
-    _check_classes(arguments.teacher_classes, arguments.add_teacher or arguments.teacher)
+    check_classes(arguments.teacher_classes, arguments.add_teacher or arguments.teacher)
     # Another configuration of the same repository is a folder of its own.
     check_apart(config.output_dir, [arguments.base], [*arguments.teacher, *arguments.add_teacher])
     start_logging()
@@ -218,14 +217,6 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     names = (arguments.teacher or None, arguments.add_teacher or None)
     teacher = asked_teacher(plus, *names, compile=arguments.compile, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
-
-
-def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
-    """Refuses classes of a teacher that is not named: the provenance has those of its own."""
-    if classes and not teacher:
-        raise ConfigError(
-            f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
-        )
 
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:
@@ -259,7 +250,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     )
     arguments = parser.parse_args(argv)
     Whole(1).check("num_rows", arguments.num_rows)  # before a dataset is fetched and a teacher loaded
-    _check_classes(arguments.teacher_classes, arguments.teacher)
+    check_classes(arguments.teacher_classes, arguments.teacher)
     asked = not arguments.no_teacher
     if arguments.teacher and not asked:
         raise ConfigError("`teacher` must be left out with `no_teacher`, got both. Leave one out.")
@@ -268,8 +259,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.generation.teachers import same_teacher
     from hf_dr.generation.verify import verify
     from hf_dr.processes import process_state
-    from hf_dr.store.card import write_card
-    from hf_dr.store.findings import save_finding
+    from hf_dr.store.card import keep_finding
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = open_reinforced(arguments.path, arguments)
@@ -280,8 +270,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
     print(report)
     if folder is not None:
-        save_finding(folder, plus.provenance.fingerprint, report.verification)
-        write_card(folder.parent)
+        keep_finding(folder, report.verification)
     return 0 if report.ok else 1
 
 
@@ -305,8 +294,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import local_config, open_reinforced
     from hf_dr.generation.contact_sheet import check_sheet, contact_sheet
     from hf_dr.generation.inspection import inspect
-    from hf_dr.store.card import write_card
-    from hf_dr.store.findings import save_finding
+    from hf_dr.store.card import keep_finding
     from hf_dr.store.schema import CONTACT_SHEET_FILE
 
     if arguments.contact_sheet:
@@ -325,10 +313,9 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
-        save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
             contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)
-        write_card(folder.parent)
+        keep_finding(folder, inspection.statistics)
     return 0
 
 

@@ -21,10 +21,8 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import timm
 import torch
 import yaml
-from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from hf_dr.cli.flags import FEATURES_FILE, StudentArguments
@@ -40,7 +38,6 @@ from hf_dr.training.students import build_student, complete_config
 ROWS = 4
 """Rows of each generated split."""
 _TESTED = f"[{ROWS // 2}:]"  # the rows to test on where the other rows of the split calibrate
-_ARCHITECTURE = "test_resnet"
 _SUFFIX = "-smoke"
 _KEYS = {"dataset", "splits", "images", "columns"}
 
@@ -62,17 +59,6 @@ class Described:
     images: dict[str, Any]
     columns: dict[str, Any]
     folder: Path
-
-    @classmethod
-    def beside(cls, files: Sequence[str]) -> Described:
-        """Reads a description as `find` does, where there must be one."""
-        found = cls.find(files)
-        if found is None:
-            raise ConfigError(
-                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none next to "
-                f"{', '.join(files) or 'no file'}. Give a recipe."
-            )
-        return found
 
     @classmethod
     def find(cls, files: Sequence[str]) -> Described | None:
@@ -188,6 +174,8 @@ def _imagenet_names() -> list[str]:
 class Rehearsal:
     """The stand-ins of one command: generated data and untrained networks, made when they are first asked for.
 
+    A method that is called as a command returns what a rehearsal changes in the settings of that command.
+
     Args:
         argv: The user's arguments.
         folder: Where they are made.
@@ -195,7 +183,14 @@ class Rehearsal:
 
     def __init__(self, argv: Sequence[str], folder: Path) -> None:
         self.folder = folder
-        self.described = Described.beside(config_files(argv))
+        files = config_files(argv)
+        described = Described.find(files)
+        if described is None:
+            raise ConfigError(
+                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none next to "
+                f"{', '.join(files) or 'no file'}. Give a recipe."
+            )
+        self.described = described
         self._config = folder / "rehearsal.yaml"  # without settings; beside it stands what describes the generated data
         self._plus = folder / "plus"
 
@@ -217,32 +212,28 @@ class Rehearsal:
         return max(kind.num_classes for kind in kinds if isinstance(kind, datasets.ClassLabel))
 
     def teachers(self, count: int) -> list[str]:
-        paths = [self.folder / f"teacher{number}.safetensors" for number in range(count)]
-        for number, path in enumerate(paths):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(number)
-                save_file(timm.create_model(_ARCHITECTURE, num_classes=self.classes).state_dict(), path)
-        return [f"timm:{_ARCHITECTURE}@{path}" for path in paths]
+        return [self.checkpoint(self.classes, seed) for seed in range(count)]
 
-    def checkpoint(self, classes: int) -> str:
+    def checkpoint(self, classes: int, seed: int = 0) -> str:
         """A folder with an untrained classifier, as `train` saves them."""
-        folder = self.folder / f"checkpoint{classes}"
+        folder = self.folder / f"checkpoint{classes}_{seed}"
         if not folder.exists():
             with torch.random.fork_rng(devices=[]):
-                model: Any = build_student(f"timm:{_ARCHITECTURE}", None, classes, size=64)
+                torch.manual_seed(seed)
+                model: Any = build_student("timm:test_resnet", None, classes, size=64)
             complete_config(model)
             model.save_pretrained(folder)
         return str(folder)
 
-    def reinforce(self, teachers: int, num_views: int, num_candidates: int | None = None) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `reinforce`."""
+    def reinforce(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        num_views, num_candidates = settings["num_views"], settings.get("num_candidates")
         views = min(num_views, 2)
         fewer = {} if num_candidates is None else {"num_candidates": views + min(num_candidates - num_views, 2)}
         return {
             "dataset": self.base,
             "revision": None,
             "config": self._config,
-            "teacher": self.teachers(teachers),
+            "teacher": self.teachers(len(settings["teacher"])),
             "precision": "fp32",
             "compile": False,
             "num_views": views,
@@ -266,7 +257,7 @@ class Rehearsal:
         }
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `train`; makes the "+" dataset by `reinforce.yaml`."""
+        """Also makes the "+" dataset by `reinforce.yaml`."""
         plain = settings.get("augmentation") is not None
         named = settings["dataset"]
         plus = str(self._plus) if isinstance(named, str) else [str(self._plus)] * len(named)
@@ -298,7 +289,9 @@ class Rehearsal:
 
     def _make_plus(self, settings: Mapping[str, Any]) -> None:
         recipe = self.described.folder / "reinforce.yaml"
-        changed = self.reinforce(1, 2) | {name: value for name, value in settings.items() if value}
+        changed = self.reinforce({"teacher": ["one"], "num_views": 2}) | {
+            name: value for name, value in settings.items() if value
+        }
         status = launch("reinforce", ["--config", str(recipe), *as_arguments(changed)], "hf-dr reinforce")
         if status:
             raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
@@ -312,8 +305,8 @@ class Rehearsal:
             changed |= {f"{prefix}{name}": place for name, place in places.items()}
         return changed
 
-    def detection(self) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `detect`; generates images and annotations in COCO's format."""
+    def detect(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Also generates images and annotations in COCO's format."""
         return {
             **self._pictures("annotations", self.described.generate_coco),
             "student": self.checkpoint(1000),
@@ -324,8 +317,8 @@ class Rehearsal:
             **self._short,
         }
 
-    def segmentation(self) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `segment`; generates folders of images and masks."""
+    def segment(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Also generates folders of images and masks."""
         return {
             **self._pictures("masks", self.described.generate_masks),
             "student": self.checkpoint(1000),
@@ -337,7 +330,7 @@ class Rehearsal:
         }
 
     def evaluate(self, settings: Mapping[str, Any], rows: str = "") -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `evaluate`; every set becomes the described dataset.
+        """Every set becomes the described dataset.
 
         `rows` is the slice of a split that is taken, such as `[2:]`.
         """
@@ -367,7 +360,7 @@ class Rehearsal:
         return f"{spec.name}{_SUFFIX}={self.base}:{split}{rows},image={image},label={label}"
 
     def compare(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `compare`: the file in which they are."""
+        """Writes all of it into a file."""
         own = self.train(settings["train"])
         del own["output_dir"], own["config"]
         rows = _TESTED if "calibrate_split" in own else ""
@@ -385,12 +378,12 @@ class Rehearsal:
         return {"config": file}
 
 
-def rehearse(command: str, argv: Sequence[str], prog: str, change: Callable[[Rehearsal], Mapping[str, Any]]) -> int:
+def rehearse(command: str, argv: Sequence[str], prog: str, settings: Mapping[str, Any]) -> int:
     """Runs a command on stand-ins, and removes them with what it makes of them; returns its exit status.
 
-    `argv` are the user's arguments; `change` returns what the stand-ins change in them.
+    `argv` are the user's arguments, `settings` what was read from them.
     """
     refuse_several("smoke")
     with tempfile.TemporaryDirectory(prefix="hf_dr_smoke_") as folder:
-        changed = {**change(Rehearsal(argv, Path(folder))), "smoke": False}
+        changed = {**getattr(Rehearsal(argv, Path(folder)), command)(settings), "smoke": False}
         return launch(command, [*argv, *as_arguments(changed)], prog)

@@ -21,7 +21,7 @@ from hf_dr.files import check_apart, check_writable, expanded, write_json
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_kind, check_settings, flag
 
 if TYPE_CHECKING:
-    from hf_dr.cli.calibration import CalibratedStudent
+    from hf_dr.cli.train import CalibratedStudent
     from hf_dr.teacher.ensemble import Teacher
     from hf_dr.teacher.folds import Fold
     from hf_dr.training.arguments import ReinforcedTrainingArguments
@@ -85,14 +85,13 @@ class TeachArguments:
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
     argv = words_as_flag(argv)
-    student, smoke, args = read_training(argv, prog)
+    student, smoke, args = read_training_arguments(argv, prog)
     start_logging()
-    from hf_dr.cli.calibration import calibrate
     from hf_dr.cli.smoke import rehearse
-    from hf_dr.cli.train import finish_training, prepare_training, run_training, was_calibrated
+    from hf_dr.cli.train import calibrate, finish_training, prepare_training, run_training, was_calibrated
 
     if smoke.smoke:
-        return rehearse("train", argv, prog, lambda stand_in: stand_in.train(vars(student)))
+        return rehearse("train", argv, prog, vars(student))
     trainer, card, held_out = prepare_training(student, args, argv)
     if held_out is None and was_calibrated(Path(str(args.output_dir))) and trainer.is_world_process_zero():
         logger.warning(
@@ -106,7 +105,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def read_training(
+def read_training_arguments(
     argv: Sequence[str], prog: str
 ) -> tuple[StudentArguments, SmokeArguments, ReinforcedTrainingArguments]:
     """Reads the arguments of `hf-dr train`, and refuses those that contradict each other whatever the data are."""
@@ -260,8 +259,7 @@ def _teach(
     teaching: TeachArguments, student: StudentArguments, args: Any, argv: Sequence[str], fold: Fold | None = None
 ) -> CalibratedStudent:
     """Trains, calibrates and saves one teacher; returns what calibrated it."""
-    from hf_dr.cli.calibration import calibrate
-    from hf_dr.cli.train import finish_training, prepare_training, run_training
+    from hf_dr.cli.train import calibrate, finish_training, prepare_training, run_training
     from hf_dr.training.calibrating import check_whole
     from hf_dr.training.teaching import warn_of_learned, warn_of_unlearned
 
@@ -279,7 +277,9 @@ def _teach(
         finish_training(trainer, card)
         assert fit is not None
         if trainer.is_world_process_zero():
-            _write(Path(args.output_dir), fit, student)
+            place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
+            write_json(Path(args.output_dir) / TEACHER_FILE, {**asdict(fit), **place})
+            print(fit.told(student.eval_split, "pass it to reinforce as --teacher_temperature"), flush=True)
     return fit
 
 
@@ -365,10 +365,3 @@ def hashes_of(name: str, files_from: Sequence[str] = ()) -> list[str]:
         dataset, _ = load_base(name, split=split, files_from=files_from)
         hashes.append(whole_hash(dataset, *labelled_columns(dataset, _LEARNS_FROM, name)))
     return hashes
-
-
-def _write(output_dir: Path, fit: CalibratedStudent, student: StudentArguments) -> None:
-    """Notes and prints what was found."""
-    place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
-    write_json(output_dir / TEACHER_FILE, {**asdict(fit), **place})
-    print(fit.told(student.eval_split, "pass it to reinforce as --teacher_temperature"), flush=True)

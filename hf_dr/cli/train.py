@@ -1,4 +1,4 @@
-"""What the commands that train do: load, build, train, evaluate and describe."""
+"""What the commands that train do: load, build, train, calibrate, evaluate and describe."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import labelled_columns, load_base
+from hf_dr.teacher.calibration import TemperatureFit
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.metrics import compute_metrics
@@ -137,6 +138,28 @@ def _evaluation_split(
     images = evaluation_images(loaded, data, shown, name=setting.replace("eval_split", "eval_dataset"))
     check_rows(argv, student.eval_dataset, split, len(images))
     return images, {**described, "split": split}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedStudent(TemperatureFit):
+    """What `calibrate` has found, and whether the weights took it in (`folded`)."""
+
+    folded: bool
+
+    def told(self, split: str | None, otherwise: str) -> str:
+        """Returns it for people: of which split the images are, and where the temperature is; `otherwise` is what to do."""
+        kept = "in the weights" if self.folded else f"not in the weights: {otherwise}"
+        return f"\n{self.table(f', {kept}', f' of `{split}`')}"
+
+
+def calibrate(trainer: ReinforcedTrainer, images: Any, card: dict[str, Any], *, fold: bool = True) -> CalibratedStudent:
+    """Calibrates a trained classifier; weights that took the temperature in are saved, with a `card` that tells it."""
+    found = trainer.calibrate(images, fold=fold)
+    if found.folded:
+        trainer.save_model(_internal_call=True)
+        trainer.create_model_card(**card)
+    fit = TemperatureFit.of(found.logits, found.labels, found.temperature)
+    return CalibratedStudent(**vars(fit), folded=found.folded)
 
 
 def was_calibrated(folder: Path) -> bool:
@@ -291,28 +314,26 @@ def _save_trained(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOut
     """Saves the model and what its training took; one that was finished before, so that no step was `trained`, keeps that."""
     written = Path(str(trainer.args.output_dir), "train_results.json")
     if trained or _epoch_in(written) != result.metrics["epoch"]:
-        trainer.log_metrics("train", result.metrics)
-        save_metrics(trainer, "train", result.metrics)
+        _save_metrics(trainer, "train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card
 
 
 def _evaluate(trainer: ReinforcedTrainer | TransferTrainer) -> None:
     """Saves the metrics of the model, and the state of the training."""
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        save_metrics(trainer, "eval", metrics)
+        _save_metrics(trainer, "eval", trainer.evaluate())
     with writing(Path(str(trainer.args.output_dir))):
         trainer.save_state()
 
 
-def save_metrics(trainer: ReinforcedTrainer | TransferTrainer, split: str, metrics: dict[str, float]) -> None:
-    """As the trainer's own, but each file whole: first all metrics, because those of a `split` tell that it is done.
+def _save_metrics(trainer: ReinforcedTrainer | TransferTrainer, split: str, metrics: dict[str, float]) -> None:
+    """Logs metrics and saves them, each file whole: first all metrics, because those of a `split` tell that it is done.
 
     What a full disk has left of a file, in versions before this one, is written again.
     """
     if not trainer.is_world_process_zero():
         return
+    trainer.log_metrics(split, metrics)
     path = Path(str(trainer.args.output_dir), "all_results.json")
     try:
         others = json.loads(path.read_text(encoding="utf-8"))

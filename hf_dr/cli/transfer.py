@@ -58,7 +58,7 @@ def _transfer(
     from hf_dr.cli.train import run_training
 
     if smoke.smoke:
-        return rehearse(command, argv, prog, lambda stand_in: getattr(stand_in, task)())
+        return rehearse(command, argv, prog, vars(chosen))
     places = [getattr(chosen, prefix + name) for prefix in ("", "eval_") for name in chosen.PLACES]
     check_apart(args.output_dir, [chosen.dataset, *places], [student.student])
     set_seed(args.seed)

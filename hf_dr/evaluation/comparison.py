@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
+from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
 from hf_dr.evaluation.images import Images, open_set
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
@@ -34,8 +34,8 @@ from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
 from hf_dr.settings import unlike_names
 from hf_dr.store.base_dataset import load_base, undecoded_images
-from hf_dr.store.card import write_card
-from hf_dr.store.findings import Students, save_finding
+from hf_dr.store.card import keep_finding
+from hf_dr.store.findings import Students
 from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
@@ -259,22 +259,13 @@ def t_quantile(freedom: float) -> float:
     return float(freedom**0.5 * np.tan(np.interp(0.95 * mass[-1], mass, angles)))
 
 
-def compare(
-    title: str,
-    folder: Path,
-    objectives: Sequence[str],
-    seeds: Sequence[int],
-    evaluation: dict[str, Any],
-    unfinished: Unfinished | None = None,
-) -> Comparison:
-    """Reads the runs of a comparison and evaluates their models side by side; a DataError if a run is missing.
-
-    `evaluation` are settings of `EvaluateConfig` other than the models: one set, and how it is corrupted.
-    """
-    runs = [read_run(folder, objective, seed) for seed in seeds for objective in objectives]
-    models = [f"{run.name}={run.folder}" for run in runs]
-    report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation), unfinished)
-    return Comparison(title, runs, report)
+def compare(config: CompareConfig, unfinished: Unfinished | None = None) -> Comparison:
+    """Reads the runs of a comparison and evaluates their models side by side; a DataError if a run is missing."""
+    folder = expanded(config.output_dir)
+    runs = [read_run(folder, objective, seed) for seed in config.seeds for objective in config.objectives]
+    report = run_evaluation(config.evaluation([f"{run.name}={run.folder}" for run in runs]), unfinished)
+    label_weight = float(config.train.get("label_weight") or 0)
+    return Comparison(config.title, runs, report, list(_facts(config, runs[0].steps, report)), label_weight)
 
 
 def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison | None:
@@ -300,7 +291,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     plus = expanded(learned_from[0][0])
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
-    evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
+    evaluation = config.evaluation([])
     # What is wrong with the set would only be found when all students are trained.
     (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))
     if len(opened.rows) < 2:
@@ -316,15 +307,11 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     if not process_state().is_main_process:
         return None
     unfinished = Unfinished(folder)
-    comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate, unfinished)
-    comparison.facts.extend(_facts(config, comparison))
-    comparison = replace(comparison, label_weight=float(config.train.get("label_weight") or 0))
+    comparison = compare(config, unfinished)
     page = comparison.save(folder, pictures)
     unfinished.done()
     if config.save:
-        place = find_config(plus, learned_from[0][1]).resolve()
-        save_finding(place, Provenance.read(place).fingerprint, comparison.students)
-        write_card(place.parent)
+        keep_finding(find_config(plus, learned_from[0][1]).resolve(), comparison.students)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
 
@@ -395,8 +382,8 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
     return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 
-def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]:
-    """Yields what the page says of data, teacher, student, training and evaluation."""
+def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[str]]:
+    """Yields what the page says of data, teacher, student, training of so many steps, and evaluation."""
     for p in _learned_from(config.train):
         answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
         yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.split}; {answers}"]
@@ -404,18 +391,13 @@ def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]
     settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
     yield ["student", settings]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
-    yield ["training", f"{epochs}{comparison.runs[0].steps:,} steps, seeds {', '.join(map(str, config.seeds))}"]
-    results = comparison.report.results
-    yield [
-        "evaluated on",
-        "; ".join(
-            f"{r.set}, {r.examples:,} images" for r in results if r.model == results[0].model and not r.by_corruption
-        ),
-    ]
-    corrupted = next((r.by_corruption for r in results if r.by_corruption), None)
+    yield ["training", f"{epochs}{steps:,} steps, seeds {', '.join(map(str, config.seeds))}"]
+    clean = report.results[0]
+    yield ["evaluated on", f"{clean.set}, {clean.examples:,} images"]
+    corrupted = next((result.by_corruption for result in report.results if result.by_corruption), None)
     if corrupted:
-        severities = sorted({severity for by_severity in corrupted.values() for severity in by_severity})
-        yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {', '.join(map(str, severities))}"]
+        severities = ", ".join(map(str, sorted(next(iter(corrupted.values())))))
+        yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {severities}"]
 
 
 def is_finished(run: Path, flags: dict[str, Any]) -> bool:

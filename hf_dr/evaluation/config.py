@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.evaluation.sets import NAME_PATTERN, OPTIONS, PRESETS, parse_set
+from hf_dr.files import expanded
 from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 
@@ -128,8 +129,6 @@ class CompareConfig:
         # What would only be found when students are trained already.
         for name in ("objectives", "seeds"):
             check_each_once(name, getattr(self, name))
-        if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
-            raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
         datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
         if not datasets or not all(isinstance(path, (str, os.PathLike)) for path in datasets):
             raise ConfigError(
@@ -146,7 +145,11 @@ class CompareConfig:
             raise ConfigError(
                 f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}. Name one."
             )
-        EvaluateConfig(models=[], output_dir="", **self.evaluate)
+        self.evaluation([])
+
+    def evaluation(self, models: list[str]) -> EvaluateConfig:
+        """Returns the settings by which models are evaluated."""
+        return EvaluateConfig(models=models, output_dir=str(expanded(self.output_dir)), **self.evaluate)
 
 
 def check_each_once(name: str, given: list[Any]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ class Run:
         return run_name(self.objective, self.seed)
 
 
+@contextmanager
+def _reading(place: Path, what: str, advice: str) -> Iterator[None]:
+    """Turns what reading something else than `what` raises into a DataError."""
+    try:
+        yield
+    except HfDrError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(f"{place} must hold {what}, but: {type(error).__name__}: {error}. {advice}") from error
+
+
 def run_name(objective: str, seed: int) -> str:
     """Returns the folder of a run within the comparison's."""
     return f"{objective}-{seed}"
@@ -86,17 +98,13 @@ def read_run(folder: Path, objective: str, seed: int) -> Run:
 def read_training(path: Path, objective: str, seed: int) -> Run:
     """Reads what `hf-dr train` left in a folder; a DataError if the run is not there or not finished."""
     try:
-        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        written = [(path / name).read_bytes() for name in (RESULTS_FILE, STATE_FILE)]
     except OSError as error:
         raise DataError(
             f"{path} must hold a finished training, but {error.strerror}: {error.filename}. Train it."
         ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} must hold a training's JSON, but reading it failed: {error}. Train it again."
-        ) from error
-    try:
+    with _reading(path, "what `hf-dr train` writes", "Train it again."):
+        results, state = map(json.loads, written)
         steps = state["global_step"]
         history = state["log_history"]
         # By step: after training the last model is evaluated once more.
@@ -104,11 +112,6 @@ def read_training(path: Path, objective: str, seed: int) -> Run:
         curve = [(step / steps, float(top1)) for step, top1 in accuracy.items()]
         seconds = _training_seconds(results, history, steps)
         return Run(objective, seed, path, seconds, steps, curve, results.get("epoch"))
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise DataError(
-            f"{path} must hold what `hf-dr train` writes, but reading it failed: {type(error).__name__}: {error}. "
-            "Train it again."
-        ) from error
 
 
 def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], steps: int) -> float:
@@ -187,36 +190,29 @@ class Finished:
     training: Run | None = None
     transfer: dict[str, Any] = field(default_factory=dict)
 
-    def conflict(self, other: Finished) -> str:
+    def conflict(self, other: Finished, *, same_cell: bool = False) -> str:
         """Tells why it cannot stand in the tables with another, as "it ... the other", or nothing if it can.
 
         Runs of one cell differ in the seed only. Detectors and segmenters of a row have the same settings of their own, for
-        otherwise a difference between objectives would not be a gain.
+        otherwise a difference between objectives would not be a gain. With `same_cell` both, on a base, would stand in one
+        cell of the row of its "+" dataset.
         """
-        same_row = self.setting == other.setting
-        if not (same_row or self.setting.serves(other.setting) or other.setting.serves(self.setting)):
+        one, two = self.setting, other.setting
+        same_cell = same_cell or (one == two and self.objective == other.objective)
+        if not (same_cell or one == two or one.serves(two) or two.serves(one)):
             return ""
-        same_cell = same_row and self.objective == other.objective
         differing = _unlike(self.transfer, other.transfer, but=("seed",))
         if same_cell:
             whose = "the student's " if self.transfer else ""
             differing += [whose + key for key in _unlike(self.student, other.student)]
+            if one.images and two.images and one.fingerprint != two.fingerprint:
+                differing.append("augmentation")
         if differing:
             return f"differs in {', '.join(differing)} from"
         if same_cell and self.seeds == other.seeds:
             student, *own = self.seeds
             return f"repeats seed {own[0]} on the student of seed {student} of" if own else f"repeats seed {student} of"
         return ""
-
-    def rivalry(self, other: Finished) -> str:
-        """Tells why it cannot stand with another run in the row of a "+" dataset that lacks runs of its own, as `conflict`."""
-        differing = _unlike(self.student, other.student)
-        one, two = self.setting, other.setting
-        if one.images and two.images and one.fingerprint != two.fingerprint:
-            differing.append("augmentation")
-        if differing:
-            return f"differs in {', '.join(differing)} from"
-        return f"repeats seed {self.seeds[0]} of" if self.seeds == other.seeds else ""
 
 
 def _unlike(one: dict[str, Any], two: dict[str, Any], but: Sequence[str] = _NOT_SETTINGS) -> list[str]:
@@ -239,7 +235,7 @@ def read_trained(folder: Path) -> Finished:
             f"{folder} must hold the {STUDENT_FILE} of `hf-dr train`, found none: it was not finished, or another program "
             "trained it. Train it."
         )
-    try:
+    with _reading(folder, f"objective, seed and epochs in {STUDENT_FILE} and {RESULTS_FILE}", "Train it again."):
         seed = int(student.settings["seed"])
         place = _joined(student.evaluated_on or {}, ":", "id", "config", "split")
         model = student.model.rsplit(", over ", 1)[0]
@@ -248,11 +244,6 @@ def read_trained(folder: Path) -> Finished:
             model += f", calibrated by {images or 'other images'}"
         setting = _setting(model, student.dataset, student.settings, round(float(run.epochs), 2), place)
         metrics = {key: float(student.metrics[key]) for key in METRICS if key in student.metrics}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder} must tell objective, seed and epochs in {STUDENT_FILE} and {RESULTS_FILE}, but: {type(error).__name__}: "
-            f"{error}. Train it again."
-        ) from error
     objective = student.objective_name
     evaluations = {WHILE_TRAINING: metrics} if metrics else {}
     training = dataclasses.replace(run, objective=objective, seed=seed)
@@ -268,7 +259,7 @@ def read_transferred(folder: Path) -> Finished:
     if not path.is_file():
         raise DataError(f"{folder} must hold a finished training with its {path.name}, found none. Run it again.")
     described = read_description(folder)
-    try:
+    with _reading(path, "what `hf-dr detect` or `segment` writes, of a student with its settings", "Train it again."):
         content = json.loads(path.read_text(encoding="utf-8"))
         student = content["student"]
         training = content["training"]
@@ -296,13 +287,6 @@ def read_transferred(folder: Path) -> Finished:
             evaluations={TRANSFERRED: metrics},
             transfer={**{key: value for key, value in described.items() if key != "student"}, **training},
         )
-    except HfDrError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError) as error:
-        raise DataError(
-            f"{path} must be what `hf-dr detect` or `segment` writes, of a student with its settings, but: "
-            f"{type(error).__name__}: {error}. Train it again."
-        ) from error
 
 
 def _setting(
@@ -336,7 +320,7 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Reads what `hf-dr evaluate` or `compare` wrote, and adds `places`: model -> checkpoint; a DataError for anything else."""
-    try:
+    with _reading(path, "what `hf-dr evaluate` writes", "Evaluate again."):
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("evaluation", content)
         for result in content["results"]:
@@ -350,11 +334,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
                 result["mce"] /= 100
                 result["errors"] = {kind: error / 100 for kind, error in result.get("errors", {}).items()}
         content["places"] = dict(named_model(str(text)) for text in content["settings"]["models"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path} must be what `hf-dr evaluate` writes, but: {type(error).__name__}: {error}. Evaluate again."
-        ) from error
-    return content
+        return content
 
 
 def find_results(folder: Path, _above: frozenset[Path] = frozenset()) -> Iterator[Path]:

@@ -50,7 +50,8 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
             f"{', '.join(dataset.column_names)}. {spec.how_to_name('image')}"
         )
     image = spec.image or pictures[0]
-    label = spec.label or _usual_label(dataset)
+    known = label_columns(dataset.features)
+    label = spec.label or (known[0] if len(known) == 1 else "label")  # as `reinforce` and `teach` choose it
     for option, name in (("image", image), ("label", label)):
         if name not in dataset.column_names:
             advice = f"{did_you_mean(name, dataset.column_names).strip()} {spec.how_to_name(option)}"
@@ -75,12 +76,6 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     count = min(len(dataset), config.max_examples or len(dataset))
     rows = np.arange(count) * len(dataset) // count  # a sorted set keeps its mix of classes
     return Images(replace(spec, label=label), undecoded, rows, labels[rows], class_names)
-
-
-def _usual_label(dataset: datasets.Dataset) -> str:
-    """Returns the column of the labels where none is named, as `reinforce` and `teach` choose it."""
-    known = label_columns(dataset.features)
-    return known[0] if len(known) == 1 else "label"
 
 
 def _read_labels(dataset: datasets.Dataset, label: str, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:

@@ -1,6 +1,6 @@
 """The metrics as modules of the `evaluate` library: they work offline, alone or in `evaluate.combine`.
 
-`hf-dr evaluate` and `hf-dr compare` compute their numbers with `Classification`.
+Their numbers are those of `hf-dr evaluate` and `hf-dr compare`.
 
 >>> metric = evaluate.combine([Top1(), ECE()])
 >>> metric.add_batch(predictions=logits_BC, references=labels_B)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _BLUE = "#3b6ea5"
 _RED = "#d95f4b"
 _COLOURS = {"erm": "#7a7a7a", "reinforced": _BLUE, "kd": "#d98b2b"}
-_OTHER_COLOUR = "#4c8c4a"
 
 
 def _draw_reliability(axes: Any, below: Any, diagrams: Sequence[Reliability], title: str) -> None:
@@ -96,7 +95,7 @@ def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> 
     for run, length in zip(runs, lengths, strict=True):
         if run.accuracy:
             shares, top1 = np.array(run.accuracy).T
-            colour = _COLOURS.get(run.objective, _OTHER_COLOUR)
+            colour = _COLOURS[run.objective]
             axes.plot(length * shares, 100 * top1, color=colour, alpha=0.25, linewidth=0.8)
             alike.setdefault((run.objective, run.steps, *shares), []).append((length, top1))
     labelled = set()
@@ -106,7 +105,7 @@ def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> 
         label = objective if objective not in labelled else None
         labelled.add(objective)
         marker = "o" if len(shares) == 1 else None  # a line of one point would not be seen
-        style = {"color": _COLOURS.get(objective, _OTHER_COLOUR), "linewidth": 2, "marker": marker, "label": label}
+        style = {"color": _COLOURS[objective], "linewidth": 2, "marker": marker, "label": label}
         axes.plot(mean_length * np.array(shares), 100 * mean_top1, **style)
     axes.spines[["top", "right"]].set_visible(False)
 

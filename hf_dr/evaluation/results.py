@@ -78,10 +78,11 @@ class Results:
         rows = {run.setting for run in self.finished if run.setting.reinforced}
         for row, objective in itertools.product(sorted(rows), OBJECTIVES):
             kept: list[Finished] = []
-            lent = self.of(row, objective)
-            for run in [run for run in self.finished if run in lent and not run.setting.reinforced]:
-                reason = next((f"{why} {other.folder}" for other in kept if (why := run.rivalry(other))), "")
-                if reason:
+            lent = [run for run in self.of(row, objective) if not run.setting.reinforced]
+            for run in sorted(lent, key=self.finished.index):
+                conflicts = ((run.conflict(other, same_cell=True), other.folder) for other in kept)
+                reason = next((f"{conflict} {folder}" for conflict, folder in conflicts if conflict), None)
+                if reason is not None:
                     self.left_out[str(run.folder)] = (
                         f'it {reason}, which stands in the row of the "+" dataset of its images. Report one of them at a time.'
                     )

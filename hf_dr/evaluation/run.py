@@ -24,7 +24,6 @@ from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
-from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
@@ -34,7 +33,7 @@ from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.calibration import calibrated_ece, fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
-from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, reliability
+from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, classification_metrics, reliability
 from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
 from hf_dr.text import progress_bar
 from hf_dr.version import __version__
@@ -133,11 +132,10 @@ def checked_sets(config: EvaluateConfig, given: Sequence[EvaluationSet] | None =
 
 def _clean(images: Images, classifiers: list[Teacher], models: list[Model], config: EvaluateConfig) -> Iterator[Result]:
     """Yields each model's result on the images as they are."""
-    metric = Classification()
     name, labels = images.spec.name, images.labels
     answers = _Pass(images, models, config, name).logits(classifiers)
     for model, logits_BC in zip(models, answers, strict=True):
-        metrics = metric.compute(predictions=logits_BC, references=labels)
+        metrics = classification_metrics(logits_BC, labels)
         if len(labels) > 1:  # one half is calibrated by the other
             metrics[CALIBRATED_ECE] = calibrated_ece(logits_BC, labels)
             metrics["temperature"] = fit_temperature(logits_BC, labels)
@@ -156,7 +154,6 @@ def _corrupted(
     unfinished: Unfinished,
 ) -> Iterator[Result]:
     """Yields each model's result on corrupted images, published or made here."""
-    metric = Classification()
     grids: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
     published = spec.published_corrupted
     clean = None if published else hash_of_set(images)
@@ -165,15 +162,15 @@ def _corrupted(
         set_hash = clean or hash_of_set(part)
         corruption = None if published else (name, severity)
         keys = [_key(model, set_hash, corruption, config) for model in models]
-        missing = [n for n, key in enumerate(keys) if key not in unfinished]
+        missing = [n for n, key in enumerate(keys) if key not in unfinished.metrics]
         if missing:
             label = f"{spec.name} {name} {severity}"
             passed = _Pass(part, [models[n] for n in missing], config, label, corruption=corruption, whole=published)
             answers = passed.logits([classifiers[n] for n in missing])
-            measured = [metric.compute(predictions=logits_BC, references=part.labels) for logits_BC in answers]
+            measured = [classification_metrics(logits_BC, part.labels) for logits_BC in answers]
             unfinished.keep(dict(zip([keys[n] for n in missing], measured, strict=True)))
         for grid, key in zip(grids, keys, strict=True):
-            grid.setdefault(name, {})[severity] = unfinished[key]
+            grid.setdefault(name, {})[severity] = unfinished.metrics[key]
     for model, grid in zip(models, grids, strict=True):
         cells = [metrics for severities in grid.values() for metrics in severities.values()]
         means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}

@@ -41,9 +41,7 @@ def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False)
 
 
 def cell(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
-    """Returns `mean ± standard deviation (how many)`, the only value alone, or nothing; see `spread`."""
-    if values.empty:
-        return ""
+    """Returns `mean ± standard deviation (how many)`, or the only value alone; see `spread`."""
     text = spread(values, digits, scale, sign)
     return f"{text} ({len(values)})" if len(values) > 1 else text
 

@@ -28,24 +28,17 @@ class Unfinished:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = None if folder is None else folder / UNFINISHED_FILE
-        self._metrics: dict[str, dict[str, float]] = {}
+        self.metrics: dict[str, dict[str, float]] = {}
         if self._path is not None and self._path.exists():
-            content = validated(_Content, read_object(self._path, _ADVICE), str(self._path), _ADVICE)
-            self._metrics = content.metrics
-            logger.info("%s has %d measurements of an evaluation that was stopped.", self._path, len(self._metrics))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._metrics
-
-    def __getitem__(self, key: str) -> dict[str, float]:
-        return self._metrics[key]
+            self.metrics = validated(_Content, read_object(self._path, _ADVICE), str(self._path), _ADVICE).metrics
+            logger.info("%s has %d measurements of an evaluation that was stopped.", self._path, len(self.metrics))
 
     def keep(self, metrics: Mapping[str, dict[str, float]]) -> None:
         """Takes in measurements, and writes the file."""
-        self._metrics |= metrics
+        self.metrics |= metrics
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, {"metrics": self._metrics})
+            write_json(self._path, {"metrics": self.metrics})
 
     def done(self) -> None:
         """Removes the file: the report is written."""

@@ -25,7 +25,7 @@ from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import held, write_whole
 from hf_dr.store import schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
-from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
+from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding, save_finding
 from hf_dr.store.provenance import Provenance, config_names
 from hf_dr.store.readme import (
     Data,
@@ -138,6 +138,12 @@ def write_card(folder: Path) -> None:
     path = folder / CARD_FILE
     with held(folder / ".card.lock", "another configuration that is finished at the same time"):
         write_whole(path, update_card(read_card(path), _finished_configs(folder), name=folder.resolve().name))
+
+
+def keep_finding(config: Path, finding: Statistics | Verification | Students) -> None:
+    """Keeps what was found out about a finished configuration next to its shards, and shows it in the card."""
+    save_finding(config, Provenance.read(config).fingerprint, finding)
+    write_card(config.parent)
 
 
 def check_card(folder: Path) -> None:

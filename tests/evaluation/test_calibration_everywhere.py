@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.comparison import compare
-from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.inspection import inspect
@@ -102,7 +102,8 @@ def test_evaluate_inspect_compare_and_the_teachers_recipe_give_the_same_number(t
     (tmp_path / "erm-0" / "all_results.json").write_text(json.dumps({"train_runtime": 1.0}))
     (tmp_path / "erm-0" / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": []}))
     settings = {"sets": sets, "corrupt": ["test"], "corruptions": ["fog"], "severities": [1]}
-    comparison = compare("tiny", tmp_path, ["erm"], [0], settings)
+    plus = {"dataset": str(tmp_path / "plus")}
+    comparison = compare(CompareConfig("tiny", str(tmp_path), plus, settings, objectives=["erm"], seeds=[0]))
     found["compare"] = comparison.to_dict("comparison")["comparison_erm_ece"]
 
     recipe = runpy.run_path(str(ROOT / "recipes" / "fashion_mnist" / "train_teacher.py"))

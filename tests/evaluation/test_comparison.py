@@ -191,7 +191,7 @@ def test_a_run_that_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"erm-0 must hold a finished training, but No such file.*Train it"):
         read_run(tmp_path, "erm", 0)
     with pytest.raises(DataError, match="reinforced-3 must hold a finished training"):
-        compare("a", tmp_path, ["reinforced"], [3], {"sets": ["test=nowhere"]})
+        compare(CompareConfig("a", str(tmp_path), {"dataset": "x"}, {"sets": ["test=nowhere"]}, ["reinforced"], [3]))
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypa
      ({"seeds": [1, 1]}, r"`seeds` must not name one twice, got \[1, 1\]. Leave one out"),
      ({"objectives": []}, "`objectives` must be at least one, got none"),
      ({"objectives": ["erm", "reinforcd"]}, "`objectives` in .* must be one of erm, reinforced, kd, got 'reinforcd'"),
-     ({"objectives": ["erm", "kd"]}, "`teacher` must be given for `objective` kd, got none. Name it"),
+     ({"objectives": ["erm", "kd"]}, "`teacher` must be given for `objective` kd and only then, got none with kd. Name one"),
      ({"evaluate": {"sets": ["a=b"], "corupt": ["a"]}}, "`evaluate` has the unknown key `corupt`. Did you mean `corrupt`"),
      ({"evaluate": {"sets": ["a=b", "c=d"]}}, r"`sets` in `evaluate` must be a list of one set of clean images, got \['a=b'"),
      ({"evaluate": {"sets": "a=b"}}, "`sets` in `evaluate` must be a list of one set of clean images, got a=b"),

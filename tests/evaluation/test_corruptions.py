@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.config import CORRUPTION_NAMES, SEVERITIES
+from hf_dr.evaluation.config import CORRUPTION_NAMES, SEVERITIES, check_corruption
 from hf_dr.evaluation.corruptions import CORRUPTIONS, LARGE_SIDE, corrupt, corruption_rng
 
 PAPER = (
@@ -154,9 +154,7 @@ def test_each_key_has_its_own_stream():
 )
 def test_refusals(name, severity, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-        corrupt(picture(8, 8), name, severity, np.random.default_rng(0))
-    with pytest.raises(ConfigError):
-        corruption_rng(0, 0, name, severity)
+        check_corruption(name, severity)
 
 
 def test_the_names_are_those_of_the_corruptions() -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
 
-from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
+from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError
 from hf_dr.files import file_lock, held, take, write_whole
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.processes import refuse_unguarded
@@ -295,13 +295,31 @@ def missing_shards(folder: Path, provenance: Provenance, among: Iterable[int], *
     return missing
 
 
-def complete_run(folder: Path, provenance: Provenance) -> int:
-    """Writes the card and the final provenance, with the rows that were skipped; returns the bytes of the shards, all there."""
+def complete_run(folder: Path, provenance: Provenance, speed: str = "") -> None:
+    """Writes the final provenance, with the rows that were skipped, and the card: all shards are there.
+
+    Raises:
+        DataError: All rows were skipped.
+    """
     markers = [read_marker(folder / name) for name in provenance.shard_names]
     provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
     provenance.write(folder)
     write_card(folder.parent)
-    return sum(marker.file_bytes for marker in markers)
+    if len(provenance.skipped_rows) == provenance.num_rows:
+        raise DataError(
+            f"at least one image must be readable, but all {provenance.num_rows} rows were skipped. Correct the images, or "
+            "name another `image_column`."
+        )
+    logger.info(
+        "%s: %d rows x %d views, %s in %d shards%s%s",
+        folder,
+        provenance.num_rows,
+        provenance.num_views,
+        format_bytes(sum(marker.file_bytes for marker in markers)),
+        provenance.num_shards,
+        speed,
+        f"; {len(provenance.skipped_rows)} rows without reinforcement" if provenance.skipped_rows else "",
+    )
 
 
 class RunProgress:

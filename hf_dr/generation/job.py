@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import Any
 
 import datasets
 import filelock
 import numpy as np
-import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
-from hf_dr.errors import DataError
 from hf_dr.files import take
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig, check_config
@@ -44,12 +41,11 @@ from hf_dr.replay.join import pixels_digest
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset, undecoded_images
 from hf_dr.store.named_files import describe_named_files
-from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
+from hf_dr.store.schema import AUG_PREFIX, SOURCE_INDEX, TEACHER_IDS
+from hf_dr.store.shards import ShardWriter, row_groups
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL
-from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.overlap import Background
 
@@ -253,37 +249,32 @@ class Job:
             for shard in shards:
                 writer = ShardWriter(self.folder / names[shard], features, provenance.fingerprint)
                 unfinished.append(writer)
-                for base, part in self._rows_of(shard, rows):
-                    background.submit(_write, writer, base, part)
+                for numbers in row_groups(provenance, shard):
+                    group = rows.take(numbers)
+                    if self._check_rows is not None:
+                        self._check_rows(group)
+                    self._compare(group)
+                    background.submit(self._write, writer, group)
                 background.submit(finish, writer)
             background.wait()
 
-    def _rows_of(self, shard: int, stream: RowStream) -> Iterator[tuple[Callable[[], pa.Table], CompleteRows]]:
-        """Yields the row groups of a shard, checked, with what copies the base's columns of them.
+    def _write(self, writer: ShardWriter, rows: CompleteRows) -> None:
+        """Writes rows with the base's columns of them, whose images are copied here: in the thread, too."""
+        numbers = rows.columns[SOURCE_INDEX]
+        first, last = int(numbers[0]), int(numbers[-1]) + 1
+        column = self.provenance.image_column
+        base = as_table(self.plan.base, first, last, image_column=column, readable=rows.valid)
+        writer.write(base, rows.columns, rows.valid)
 
-        The stream holds the shards in order.
-        """
-        provenance = self.provenance
-        span = provenance.shard_range(shard)
-        group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
-        for first in range(span.start, span.stop, group):
-            last = min(first + group, span.stop)
-            rows = stream.take(first, last)
-            if self._check_rows is not None:
-                self._check_rows(rows)
-            self._compare(rows, first, last)
-            column = provenance.image_column
-            yield partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid), rows
-
-    def _compare(self, rows: CompleteRows, first: int, last: int) -> None:
-        """Counts the unmixed views of rows `first` to `last`, and those whose most probable class is the label."""
+    def _compare(self, rows: CompleteRows) -> None:
+        """Counts the unmixed views of rows, and those whose most probable class is the label."""
         if self.plan.labels is None:
             return
         favourites_RV = rows.columns[TEACHER_IDS][:, :, 0]
         counted_RV = np.repeat(rows.valid[:, None], favourites_RV.shape[1], axis=1)
         if AUG_PREFIX + PARTNER in rows.columns:
             counted_RV &= rows.columns[AUG_PREFIX + PARTNER] == NO_PARTNER
-        agrees_RV = favourites_RV == self.plan.labels[first:last, None]
+        agrees_RV = favourites_RV == self.plan.labels[rows.columns[SOURCE_INDEX], None]
         self._compared += counted_RV.sum(), (agrees_RV & counted_RV).sum()
 
     def _complete(self, progress: RunProgress, part: Part) -> None:
@@ -302,22 +293,7 @@ class Job:
                 part.count,
             )
             return
-        file_bytes = complete_run(self.folder, provenance)
-        if len(provenance.skipped_rows) == provenance.num_rows:
-            raise DataError(
-                f"at least one image must be readable, but all {provenance.num_rows} rows were skipped. Correct the images, or "
-                "name another `image_column`."
-            )
-        logger.info(
-            "%s: %d rows x %d views, %s in %d shards%s%s",
-            self.folder,
-            provenance.num_rows,
-            provenance.num_views,
-            format_bytes(file_bytes),
-            provenance.num_shards,
-            progress.summary(),
-            f"; {len(provenance.skipped_rows)} undecodable rows skipped" if provenance.skipped_rows else "",
-        )
+        complete_run(self.folder, provenance, progress.summary())
 
 
 @contextmanager
@@ -329,7 +305,3 @@ def _deleting_unfinished() -> Iterator[list[ShardWriter]]:
     finally:
         for writer in writers:
             writer.__exit__(None, None, None)
-
-
-def _write(writer: ShardWriter, base: Callable[[], pa.Table], rows: CompleteRows) -> None:
-    writer.write(base(), rows.columns, rows.valid)  # here, so that images are copied in the thread, too

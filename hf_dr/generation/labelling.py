@@ -307,9 +307,9 @@ class RowStream:
         self._buffer = _Buffer(num_views)
         self._tails = ImageTails(num_views) if with_tails else None
 
-    def take(self, first: int, last: int) -> CompleteRows:
-        """Returns rows `first` to `last`, which must be the next ones of the stream."""
-        count = last - first
+    def take(self, rows: range) -> CompleteRows:
+        """Returns rows, which must be the next ones of the stream."""
+        count = len(rows)
         while self._buffer.num_rows < count:
             views = next(self._views)
             if self._tails is not None:
@@ -320,7 +320,7 @@ class RowStream:
         views = self._buffer.take(count)
         columns = views.columns
         view_hashes_RV = columns[VIEWS_HASH]
-        columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
+        columns[SOURCE_INDEX] = np.array(rows, np.int64)
         columns[IMAGE_HASH] = columns[IMAGE_HASH][:, 0]
         columns[VIEWS_HASH] = np.array([combine_hashes(hashes_V) for hashes_V in view_hashes_RV], np.uint64)
         if self._tails is not None:

@@ -167,6 +167,14 @@ def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features 
     return features
 
 
+def row_groups(provenance: Provenance, shard: int) -> Iterator[range]:
+    """Yields the rows of a shard in parts of `ROW_GROUP_VIEWS` views, but of one row at least."""
+    rows = provenance.shard_range(shard)
+    size = max(1, ROW_GROUP_VIEWS // provenance.num_views)
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
+
+
 def content_version(shards: Sequence[Path]) -> str:
     """Returns a name for what shards hold now, from their footers: it changes when a shard is written again."""
     hasher = xxhash.xxh3_64()
@@ -349,7 +357,7 @@ class ShardWriter:
             columns: The reinforcement's columns; shape (rows,), (rows, V) or (rows, V, n).
             valid: (rows,) bool; False for rows without reinforcement: their hashes are null, their lists hold nothing of use.
         """
-        for rows in _row_groups(base, len(valid)):
+        for rows in _parts_of(base, len(valid)):
             own = {name: values[rows] for name, values in columns.items()}
             self._write_group(base.slice(rows.start, rows.stop - rows.start), own, valid[rows])
 
@@ -399,7 +407,7 @@ class ShardWriter:
             remove_temporary(self._temporary)
 
 
-def _row_groups(base: pa.Table, num_rows: int) -> Iterator[slice]:
+def _parts_of(base: pa.Table, num_rows: int) -> Iterator[slice]:
     """Divides rows so that each part has at most about `ROW_GROUP_BYTES` of the base's columns."""
     start = 0
     size = 0

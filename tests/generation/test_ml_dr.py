@@ -419,10 +419,10 @@ def test_what_a_worker_refuses_is_told(base, tmp_path):
 def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):
     def stop(self, missing, scratch):
         scratch._rows["aug_flip"][3, 0] ^= True
-        known = scratch.sizes(self._images)
+        known = scratch.sizes(self.plan.images)
         for damage in (bytes(8), b"x", known.tobytes()):
             (scratch.folder / "sizes").write_bytes(damage)
-            np.testing.assert_array_equal(scratch.sizes(self._images), known)
+            np.testing.assert_array_equal(scratch.sizes(self.plan.images), known)
         raise KeyboardInterrupt
 
     config = ImportConfig(str(tmp_path / "plus"))

@@ -871,7 +871,7 @@ def test_an_overlay_without_labels_has_no_bytes_of_its_base(tmp_path, tiny_datas
 
 def test_views_larger_than_a_row_group_give_the_same_columns(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path / "a", tiny_dataset, tiny_teacher)
-    monkeypatch.setattr(module, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
+    monkeypatch.setattr(shards, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
     run(tmp_path / "b", tiny_dataset, tiny_teacher)
     first, second = (
         datasets.load_dataset("parquet", data_files=sorted(map(str, (tmp_path / n).rglob("*.parquet"))), split="train")

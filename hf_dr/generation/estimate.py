@@ -100,7 +100,7 @@ def estimate(plan: Plan, source: AnswerSource, num_batches: int, agreement: Agre
         num_shards=provenance.num_shards,
         seconds_augment=timing.seconds_augment,
         seconds_teacher=timing.seconds_teacher,
-        on_device=timing.on_device,
+        on_device=source.on_device,
         bytes_reinforcement=num_views * _bytes_per_view(plan, timing.columns),
         bytes_base=_base_bytes(plan),
         agreement=agreement,

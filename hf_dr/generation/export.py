@@ -182,16 +182,15 @@ class WebDatasetExport:
             logger.warning("Not exported, because JSON cannot hold them: the columns %s.", ", ".join(self._left_out))
         check_all_digests(self._plus.shards)
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock = file_lock(self.folder / ".lock")
         try:
-            lock = file_lock(self.folder / ".lock")
             take(lock)
+            self._run()
         except filelock.Timeout:
             raise ConfigError(
                 f"{self.folder} must not be in use, but another export is writing to it. Wait for it, or choose another "
                 "`output_dir`."
             ) from None
-        try:
-            self._run()
         finally:
             lock.release()
 

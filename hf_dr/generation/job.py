@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from typing import Any
 
 import datasets
@@ -143,7 +143,7 @@ class Job:
         """Makes the missing shards, or a part of them; every process of the launch calls it."""
         self._prepare_process()
         state = process_state()
-        on_main(state, self._check_agreement)
+        on_main(state, self._check_sample)
         lock = part.lock(self.folder, state.process_index)
         try:  # releases the lock in any case: in a notebook the error's traceback would keep it
             missing = on_main(state, lambda: self._open(lock, part))
@@ -183,7 +183,7 @@ class Job:
         if self.source.device.type == "cpu":
             keep_freed_memory()
 
-    def _check_agreement(self) -> None:
+    def _check_sample(self) -> None:
         """Checks the teacher's answers to a sample before anything is written; a run that goes on did so at its start."""
         if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:  # what `check_agreement` never refuses
             return
@@ -230,7 +230,7 @@ class Job:
         # An error of the thread, or Ctrl-C, ends the run; what the thread was given before is written first.
         with (
             progress,
-            _deleting_unfinished() as unfinished,
+            ExitStack() as unfinished,
             closing(Background(depth=4)) as background,
             closing(self.source.answers(spans)) as answers,
         ):
@@ -242,13 +242,11 @@ class Job:
             names = provenance.shard_names
 
             def finish(writer: ShardWriter) -> None:
-                marker = writer.finish()
-                unfinished.remove(writer)
-                progress.wrote(marker.file_bytes)
+                progress.wrote(writer.finish().file_bytes)
 
             for shard in shards:
                 writer = ShardWriter(self.folder / names[shard], features, provenance.fingerprint)
-                unfinished.append(writer)
+                unfinished.push(writer)
                 for numbers in row_groups(provenance, shard):
                     group = rows.take(numbers)
                     if self._check_rows is not None:
@@ -294,14 +292,3 @@ class Job:
             )
             return
         complete_run(self.folder, provenance, progress.summary())
-
-
-@contextmanager
-def _deleting_unfinished() -> Iterator[list[ShardWriter]]:
-    """Gives a list for the shards that are being written; those that are in it at the end of the block are deleted."""
-    writers: list[ShardWriter] = []
-    try:
-        yield writers
-    finally:
-        for writer in writers:
-            writer.__exit__(None, None, None)

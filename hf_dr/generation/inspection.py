@@ -25,7 +25,7 @@ from hf_dr.store.findings import Statistics
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import MAX_MASS, check_full, check_shards, read_features, reading
 from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error
-from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, described, tail_size
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.text import text_table, two_columns
 from hf_dr.views.augmentation import PARTNER
@@ -176,19 +176,10 @@ class Inspection:
         return [f"{count:,}", f"{count / self.num_views:.2f}", f"{count / self.file_bytes:.1%}".replace("%", " %")]
 
     def _teacher_lines(self) -> list[tuple[str, str]]:
-        most = np.log(self.provenance.num_classes)
-        lines = [
-            ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} ({_REST[self.provenance.signal]})"),
-            ("kept mass", f"{self.kept_mass:.4f}"),
-        ]
-        found = self.labels
-        if found is None:
+        lines = self.statistics.lines(self.provenance.num_classes, self.provenance.signal)
+        if self.labels is None:
             reason = "every view is mixed" if self.provenance.label_column else "the dataset has no labels"
             lines.append(("against the labels", f"left out: {reason}"))
-        else:
-            lines.append(("top-1 is the label", f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views"))
-            lines.append(("calibration error", f"{found.ece:.4f} (ECE, {NUM_BINS} bins)"))
-            lines.append(("NLL of the label", "not known" if found.nll is None else f"{found.nll:.4f} nats"))
         return lines
 
     def _suspects_table(self) -> str:
@@ -209,13 +200,6 @@ class Inspection:
         head = ["row", "label", "probability", "teacher's favourite", "probability", "file"]
         shown = len(head) if any(s.file for s in self.labels.suspects) else len(head) - 1
         return text_table(head[:shown], [row[:shown] for row in rows], text_columns=(1, 3, 5))
-
-
-_REST = {
-    TOPK: "the rest of the mass spread evenly",
-    IMAGE_TAIL: "the rest of the mass as in the image's tail",
-    SAMPLED: "of the drawn classes",
-}
 
 
 def inspect(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -516,17 +515,7 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
     counts["the base's own columns"] = sum(n for name, n in found.columns.items() if not is_reserved(name))
     counts["structure of the files"] = config.file_bytes - sum(counts.values())
     sizes = [(group, f"{count:,}", f"{count / views:.2f}") for group, count in counts.items()]
-    most = math.log(config.provenance.num_classes)
-    lines = [
-        ("Mean entropy", f"{found.entropy:.3f} nats of at most {most:.3f}"),
-        ("Mean probability of the kept classes together", f"{found.kept_mass:.4f}"),
-    ]
-    if found.agreement is not None and found.ece is not None:
-        share = f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views"
-        lines.append(("Most probable class is the label", share))
-        lines.append(("Calibration error against the labels (ECE)", f"{found.ece:.4f}"))
-    if found.nll is not None:
-        lines.append(("Negative log-probability of the label", f"{found.nll:.4f} nats"))
+    lines = found.lines(config.provenance.num_classes, config.provenance.signal)
     return [markdown_table(["teacher's answers", ""], lines), markdown_table(["part", "bytes", "bytes a view"], sizes)]
 
 

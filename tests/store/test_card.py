@@ -399,7 +399,7 @@ def test_findings_stand_in_the_card(folder, tiny_teacher):
     config = card_configs(folder, ["all_ops"])["all_ops"]
     size = f"{config.statistics.columns['teacher_logprobs']:,}"
     assert f"| log-probabilities | {size} |" in card
-    assert f"| Mean entropy | {config.statistics.entropy:.3f} nats" in card
+    assert f"| entropy | {config.statistics.entropy:.3f} nats" in card
     assert "| Rows replayed | 5 with 4 views each |\n| Equal bit for bit | 100.00 % |" in card
     assert "| Teacher's answers | not compared |" in card
     assert "| erm | 70.0 ± 0.1 |" in card

@@ -21,17 +21,7 @@ from hf_dr.files import take
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig, check_config
 from hf_dr.generation.estimate import Estimate, estimate
-from hf_dr.generation.folder import (
-    WHOLE,
-    Part,
-    RunProgress,
-    check_same_run,
-    complete_run,
-    gate,
-    missing_shards,
-    note_processor,
-    open_run,
-)
+from hf_dr.generation.folder import WHOLE, Part, RunFolder, RunProgress
 from hf_dr.generation.labelling import CompleteRows, Labeller, RowCheck, RowStream, ViewColumns, best_candidates
 from hf_dr.generation.plan import Plan, augmentation_of, plan_run
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
@@ -134,6 +124,7 @@ class Job:
         self.source = source
         self.provenance = plan.provenance
         self.folder = plan.folder
+        self._output = RunFolder(plan.folder, plan.provenance)
         self._allow_disagreement = allow_disagreement
         self._check_rows = check_rows
         # Unmixed views that this rank has made, and those of them whose most probable class is the label.
@@ -149,14 +140,14 @@ class Job:
             missing = on_main(state, lambda: self._open(lock, part))
             take(lock)  # rank 0 has it since `_open`; a lock can be taken twice
             mine = missing[state.process_index :: state.num_processes]
-            progress = RunProgress(self.folder, self.provenance, part, missing, mine, state)
+            progress = RunProgress(self._output, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)
             state.wait_for_everyone()
             self._log_agreement(state)
             if state.is_main_process:
-                with gate(self.folder):  # the last of several parts finds all shards
+                with self._output.gate():  # the last of several parts finds all shards
                     self._complete(progress, part)
             state.wait_for_everyone()
         finally:
@@ -165,7 +156,7 @@ class Job:
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and returns what the whole run would take; writes nothing."""
         self._prepare_process()
-        check_same_run(self.folder, self.provenance)
+        self._output.check()
         return estimate(self.plan, self.source, num_batches, self._sample())
 
     def check_agreement(self, found: Agreement | None) -> None:
@@ -187,7 +178,7 @@ class Job:
         """Checks the teacher's answers to a sample before anything is written; a run that goes on did so at its start."""
         if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:  # what `check_agreement` never refuses
             return
-        check_same_run(self.folder, self.provenance)
+        self._output.check()
         if not any((self.folder / name).exists() for name in self.provenance.shard_names):
             self.check_agreement(self._sample())
 
@@ -203,9 +194,9 @@ class Job:
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
-        missing = open_run(self.folder, self.provenance, self.plan.base, lock, part)
+        missing = self._output.open(self.plan.base, lock, part)
         if missing:
-            note_processor(self.folder, describe_processor(self.source.device))
+            self._output.note_processor(describe_processor(self.source.device))
         return missing
 
     def _log_plan(self, missing: list[int], state: PartialState) -> None:
@@ -239,13 +230,12 @@ class Job:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
             rows = RowStream(progress.counted(views), provenance.num_views, with_tails=provenance.signal == IMAGE_TAIL)
             features = self.plan.features
-            names = provenance.shard_names
 
             def finish(writer: ShardWriter) -> None:
                 progress.wrote(writer.finish().file_bytes)
 
             for shard in shards:
-                writer = ShardWriter(self.folder / names[shard], features, provenance.fingerprint)
+                writer = ShardWriter(self._output.shards[shard], features, provenance.fingerprint)
                 unfinished.push(writer)
                 for numbers in row_groups(provenance, shard):
                     group = rows.take(numbers)
@@ -278,7 +268,7 @@ class Job:
     def _complete(self, progress: RunProgress, part: Part) -> None:
         """Writes the final provenance and the card, if all shards are there."""
         provenance = self.provenance
-        missing = missing_shards(self.folder, provenance, range(provenance.num_shards))
+        missing = self._output.missing(range(provenance.num_shards))
         if missing:
             others = sorted({index % part.count for index in missing})
             logger.info(
@@ -291,4 +281,4 @@ class Job:
                 part.count,
             )
             return
-        complete_run(self.folder, provenance, progress.summary())
+        self._output.complete(progress.summary())

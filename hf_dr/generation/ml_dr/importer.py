@@ -30,7 +30,7 @@ import xxhash
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.files import expanded, write_whole
 from hf_dr.generation.config import ImportConfig
-from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
+from hf_dr.generation.folder import WHOLE, RunFolder
 from hf_dr.generation.ml_dr.files import Columns, expect
 from hf_dr.generation.ml_dr.fitting import LABELLED_ROWS, OrderCheck, find_rows, fit_to_base, image_sizes
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
@@ -125,13 +125,14 @@ class ImportJob:
         )
         self.provenance = self.plan.provenance
         self.folder = self.plan.folder
+        self._output = RunFolder(self.folder, self.provenance)
         # What a file holds: the columns with a value for each view.
         added = added_features(self.provenance, format.augmentation)
         self._of_views = datasets.Features({name: of for name, of in added.items() if isinstance(of, datasets.List)})
 
     def estimate(self) -> str:
         """Checks what can be checked without reading everything and tells what would be written; writes nothing."""
-        check_same_run(self.folder, self.provenance)
+        self._output.check()
         p = self.provenance
         schema = self._of_views.arrow_schema
         row_bytes = sum(pa.nulls(1, schema.field(name).type).nbytes for name in schema.names)
@@ -148,13 +149,12 @@ class ImportJob:
 
     def run(self) -> None:
         """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
-        provenance = self.provenance
         lock = WHOLE.lock(self.folder)
         try:
-            missing = open_run(self.folder, provenance, self.plan.base, lock)
+            missing = self._output.open(self.plan.base, lock)
             if missing:
                 self._make(missing)
-            complete_run(self.folder, provenance)
+            self._output.complete()
         finally:
             lock.release()
 
@@ -234,13 +234,12 @@ class ImportJob:
         total = sum(len(provenance.shard_range(shard)) for shard in missing)
         features = self.plan.features
         name = f"writing {provenance.config_name}"
-        names = provenance.shard_names
         with (
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
             progress_bar(total=total, desc=name, unit="image") as bar,
         ):
             for shard in missing:
-                with ShardWriter(self.folder / names[shard], features, provenance.fingerprint) as writer:
+                with ShardWriter(self._output.shards[shard], features, provenance.fingerprint) as writer:
                     for rows in row_groups(provenance, shard):
                         columns, valid = scratch.take(rows)
                         hashes = pool.map(self._hash, rows, valid.tolist())

@@ -40,9 +40,10 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.settings import Place
 from hf_dr.store import schema
-from hf_dr.store.base_dataset import as_table, sampled_rows
+from hf_dr.store.base_dataset import sampled_rows
 from hf_dr.store.card import CARD_FILE
 from hf_dr.store.json_files import read_object, validated
+from hf_dr.store.named_files import as_table
 from hf_dr.store.shards import check_all_digests, remove_temporaries
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes, inline, progress_bar, two_columns

@@ -138,7 +138,6 @@ def plan_run(
         dataset,
         augmentation,
         config,
-        config.config_name or _name_of(augmentation),
         (image_column, label_column),
         labels,
         num_views=config.num_views,
@@ -160,7 +159,6 @@ def make_plan(
     dataset: datasets.Dataset,
     augmentation: Augmentation,
     config: ReinforceConfig | ImportConfig,
-    config_name: str,
     columns: tuple[str, str | None],
     labels: np.ndarray | None,
     *,
@@ -173,12 +171,12 @@ def make_plan(
         dataset: The base.
         augmentation: The ops that make the views, or made them.
         config: How it is stored.
-        config_name: Name of the configuration.
         columns: Those of the images and of the labels.
         labels: Class of each row, int64 (rows,); None where there are none.
         base: How the base is named.
         **settings: What else a provenance says, but for what follows from the dataset.
     """
+    config_name = config.config_name or _name_of(augmentation)
     image_column, label_column = columns
     images = undecoded_images(dataset, image_column)
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)

@@ -192,6 +192,10 @@ def verify(
     )
 
 
+# uint8 views (B, C, H, W), pixel hashes of their images (B,) -> log-probabilities (B, C), as `Teacher.answer`
+_Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+
+
 def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
     """Returns a function that asks the teacher again, the given one or that of the provenance; None if none is to be asked."""
     if not ask_teacher:
@@ -250,10 +254,6 @@ def _replay_row(
         hashes[view] = hash_view(pixels)
         compared.add(pixels, image_hash, *plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
-
-
-# uint8 views (B, C, H, W), pixel hashes of their images (B,) -> log-probabilities (B, C), as `Teacher.answer`
-_Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
 def _as_made(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:

@@ -9,7 +9,7 @@ import io
 import math
 import zipfile
 import zlib
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +133,8 @@ class RunFormat:
         self.names = [name for name in on if name not in _WITHOUT_PARAMS]
         self._known = {*on, "id2"}
         self.mixes = self.augmentation.mixes
-        self._rand_augment = next((op for op in self.augmentation.ops if isinstance(op, RandAugment)), None)
+        ops_of_policy = [op for op in self.augmentation.ops if isinstance(op, RandAugment)]
+        self._rand_augment = ops_of_policy[0] if ops_of_policy else RandAugment()  # the latter is not asked
         self._levels: dict[tuple[Any, Any], tuple[int, int]] = {}
         self.num_classes: int | None = content.get("num_classes")
         ok = self.num_classes is None or (type(self.num_classes) is int and 0 < self.num_classes <= MAX_CLASSES)
@@ -289,7 +290,7 @@ class RunFormat:
                 return {"erasing_box": _unsigned(boxes, where)}
             case "rand_augment":
                 pairs = np.array([self._policy(value, where) for value in values], np.int64)
-                pairs = pairs.reshape(count, cast(RandAugment, self._rand_augment).num_ops, 2)
+                pairs = pairs.reshape(count, self._rand_augment.num_ops, 2)
                 return {"rand_augment_op": pairs[..., 0], "rand_augment_level": pairs[..., 1]}
             case "mixup":
                 lams = _numbers([1.0 if value is None else value for value in values], "if", (count,), where)
@@ -304,7 +305,7 @@ class RunFormat:
 
     def _policy(self, value: Any, where: str) -> list[tuple[int, int]]:
         """RandAugment's operations of one view as (place in POLICY_OPS, signed level); none at all is Identity."""
-        count = cast(RandAugment, self._rand_augment).num_ops
+        count = self._rand_augment.num_ops
         if value is None:
             return [(0, 0)] * count
         expect(isinstance(value, list) and len(value) == count, where, f"be a list of {count} operations", value)
@@ -324,7 +325,7 @@ class RunFormat:
         expect(known, where, f"use operations of {', '.join(POLICY_OPS)}", op)
         place = op if isinstance(op, int) else POLICY_OPS.index(op)
         name = POLICY_OPS[place]
-        policy = cast(RandAugment, self._rand_augment)
+        policy = self._rand_augment
         size = self.augmentation.size
         signed = name not in UNSIGNED
         # ml-dr used torchvision's first API, in which Solarize's threshold is one of 256 levels of brightness.

@@ -37,7 +37,6 @@ from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_numbe
 from hf_dr.generation.plan import library_versions, make_plan
 from hf_dr.processes import default_workers
 from hf_dr.store.base_dataset import (
-    as_table,
     check_dataset,
     checked_origin,
     class_names_of,
@@ -45,6 +44,7 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
     whole_column,
 )
+from hf_dr.store.named_files import as_table
 from hf_dr.store.provenance import added_features
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ShardWriter, row_groups
@@ -102,7 +102,6 @@ class ImportJob:
             base,
             format.augmentation,
             config,
-            config.config_name,
             (image_column, label_column),
             labels,
             num_views=self._runs[-1].views.stop,

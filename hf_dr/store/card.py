@@ -22,21 +22,11 @@ from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import held, write_whole
-from hf_dr.store import schema
+from hf_dr.store import readme, schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.store.provenance import Provenance, config_names
-from hf_dr.store.readme import (
-    Data,
-    drop_parts,
-    dump_yaml,
-    edit_yaml,
-    merge_parts,
-    newline_of,
-    part_names,
-    read_entries,
-    split_readme,
-)
+from hf_dr.store.readme import Data
 from hf_dr.store.schema import LICENSES, PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
@@ -163,15 +153,15 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig], *, name
     if not name.isprintable() or "`" in name or "<!--" in name:
         raise ConfigError(f"a dataset's name must be printable, without ` or <!--, got {name!r}. Rename it.")
     existing = existing or ""
-    newline = newline_of(existing)
-    opening, metadata, closing, body = split_readme(existing)
-    metadata = edit_yaml(metadata, partial(_metadata, configs), _KEYS, newline)
+    newline = readme.newline_of(existing)
+    opening, metadata, closing, body = readme.split_readme(existing)
+    metadata = readme.edit_yaml(metadata, partial(_metadata, configs), _KEYS, newline)
     if not body.strip():
         body = f"{body or newline}# {inline(name.rpartition('/')[2])}{newline}"
-    there = part_names(body)
+    there = readme.part_names(body)
     parts = {key: text for key, text in ((_HEAD, HEAD_TEXT), (_FOOT, FOOT_TEXT)) if key in there or not there}
     parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
-    return opening + metadata + closing + merge_parts(body, parts, _rank, newline)
+    return opening + metadata + closing + readme.merge_parts(body, parts, _rank, newline)
 
 
 def keep_configs(existing: str, names: Collection[str]) -> str:
@@ -185,13 +175,14 @@ def keep_configs(existing: str, names: Collection[str]) -> str:
             if not named.keys() <= set(names)
         }
 
-    opening, metadata, closing, body = split_readme(existing)
-    gone = [part for part in part_names(body) if part.startswith(f"{_CONFIG} ") and part.split()[1] not in names]
-    return opening + edit_yaml(metadata, kept, _KEYS, newline_of(existing)) + closing + drop_parts(body, gone)
+    opening, metadata, closing, body = readme.split_readme(existing)
+    metadata = readme.edit_yaml(metadata, kept, _KEYS, readme.newline_of(existing))
+    gone = [part for part in readme.part_names(body) if part.startswith(f"{_CONFIG} ") and part.split()[1] not in names]
+    return opening + metadata + closing + readme.drop_parts(body, gone)
 
 
 def _metadata_of(card: str | None) -> Data:
-    return {} if card is None else read_entries(split_readme(card)[1])[1]
+    return {} if card is None else readme.read_entries(readme.split_readme(card)[1])[1]
 
 
 def names_configs(card: str | None) -> bool:
@@ -303,7 +294,7 @@ def _info(config: CardConfig) -> Data:
         download_size=config.file_bytes,
         dataset_size=config.num_bytes,
     )
-    return yaml.safe_load(dump_yaml(info._to_yaml_dict()))  # plain types, as a card gives them back
+    return yaml.safe_load(readme.dump_yaml(info._to_yaml_dict()))  # plain types, as a card gives them back
 
 
 def _num_rows(info: Data) -> int:

@@ -19,16 +19,9 @@ from hf_dr.store.json_files import shown
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.teacher.topk import as_stored
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.ops import geometry
 from hf_dr.views.ops.base import Op
 from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment, rand_augment_magnitude
-from hf_dr.views.ops.geometry import (
-    CenterCrop,
-    RandomCrop,
-    RandomErasing,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    Resize,
-)
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
@@ -40,9 +33,10 @@ Columns = dict[str, np.ndarray]
 
 # ml-dr applies its ops in this order, whatever the order in its configuration.
 _OPS: dict[str, type[Op] | None] = {
-    "uint8": None, "resize": Resize, "center_crop": CenterCrop, "random_crop": RandomCrop,
-    "random_resized_crop": RandomResizedCrop, "random_horizontal_flip": RandomHorizontalFlip, "rand_augment": RandAugment,
-    "to_tensor": None, "random_erase": RandomErasing, "normalize": None, "mixup": MixUp, "cutmix": CutMix,
+    "uint8": None, "resize": geometry.Resize, "center_crop": geometry.CenterCrop, "random_crop": geometry.RandomCrop,
+    "random_resized_crop": geometry.RandomResizedCrop, "random_horizontal_flip": geometry.RandomHorizontalFlip,
+    "rand_augment": RandAugment, "to_tensor": None, "random_erase": geometry.RandomErasing, "normalize": None,
+    "mixup": MixUp, "cutmix": CutMix,
 }  # fmt: skip
 _WITHOUT_PARAMS = ("uint8", "center_crop", "to_tensor", "normalize")
 _MIXING = ("mixup", "cutmix")

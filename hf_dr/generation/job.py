@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import datasets
@@ -221,7 +221,7 @@ class Job:
         # An error of the thread, or Ctrl-C, ends the run; what the thread was given before is written first.
         with (
             progress,
-            ExitStack() as unfinished,
+            _deleting_unfinished() as unfinished,
             closing(Background(depth=4)) as background,
             closing(self.source.answers(spans)) as answers,
         ):
@@ -232,11 +232,13 @@ class Job:
             features = self.plan.features
 
             def finish(writer: ShardWriter) -> None:
-                progress.wrote(writer.finish().file_bytes)
+                marker = writer.finish()
+                unfinished.remove(writer)
+                progress.wrote(marker.file_bytes)
 
             for shard in shards:
                 writer = ShardWriter(self._output.shards[shard], features, provenance.fingerprint)
-                unfinished.push(writer)
+                unfinished.append(writer)
                 for numbers in row_groups(provenance, shard):
                     group = rows.take(numbers)
                     if self._check_rows is not None:
@@ -282,3 +284,17 @@ class Job:
             )
             return
         self._output.complete(progress.summary())
+
+
+@contextmanager
+def _deleting_unfinished() -> Iterator[list[ShardWriter]]:
+    """Gives a list for the shards that are being written; those that are in it at the end of the block are deleted.
+
+    Those that are finished leave it: each holds the schema with all class names.
+    """
+    writers: list[ShardWriter] = []
+    try:
+        yield writers
+    finally:
+        for writer in writers:
+            writer.__exit__(None, None, None)

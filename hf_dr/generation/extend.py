@@ -91,9 +91,7 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
             "twice, the views first: new members answer all views that are there."
         )
     if teacher and add_teacher:
-        raise ConfigError(
-            "`teacher` is for more views, got it with `add_teacher`. Leave it out: it is not asked again."
-        )
+        raise ConfigError("`teacher` is for more views, got it with `add_teacher`. Leave it out.")
     signals = (TOPK,) if add_teacher else (TOPK, SAMPLED)
     if stored.candidates is not None or stored.signal not in signals:
         found = f"`signal` {stored.signal}" if stored.candidates is None else "views that were chosen among candidates"
@@ -272,9 +270,7 @@ class EarlierViews:
             if place < 0:
                 continue
             if not rows.valid[n]:
-                raise DataError(
-                    f"the image of row {row} must be readable, as it was when its views were stored. Fetch it again."
-                )
+                raise DataError(f"the image of row {row} must be readable, as it was before. Fetch it again.")
             views_hash = combine_hashes(rows.view_hashes[n, : self.num_views])
             for what, expected, found in (
                 ("image", self._image_hashes[place], rows.columns[schema.IMAGE_HASH][n]),

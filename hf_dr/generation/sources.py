@@ -123,9 +123,7 @@ def choose_source(
         if not reasons:
             return DeviceSource(maker, labeller, CPU_BATCH if on_cpu else batch_size, workers)
         if augment_on == "device":
-            raise NotOnDeviceError(
-                f"`augment_on` must be `cpu` or `auto` for these views, got `device`: {reasons}. Leave it out."
-            )
+            raise NotOnDeviceError(f"`augment_on` must be `cpu` or `auto` here, got `device`: {reasons}. Leave it out.")
         logger.warning("Views are made on the CPU, which takes longer: %s.", reasons)
     if on_cpu:
         return ThreadSource(maker, labeller, CPU_BATCH, workers)

@@ -133,9 +133,7 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
         files = (builder.config.data_files or {}).get(split)
         if files is None:
             splits = ", ".join(map(str, builder.config.data_files or ()))
-            raise DataError(
-                f"{name!r} must have the split `{split}`, found {splits}. Check the name and `dataset_config`."
-            )
+            raise DataError(f"{name!r} must have the split `{split}`, found {splits}. Check name and `dataset_config`.")
     return [str(file) for file in files]
 
 

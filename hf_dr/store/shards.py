@@ -97,7 +97,7 @@ def read_features(path: Path) -> Features:
             as_read = _empty_file(inner).schema_arrow
             if as_read.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
                 raise FormatError(
-                    f"{path} must tell the features of its columns, but tells two. Fetch or make it again."
+                    f"{path} must tell the features of its columns once, found two. Fetch or make it again."
                 )
     return shard_features(schema, str(path))
 

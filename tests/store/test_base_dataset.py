@@ -87,9 +87,7 @@ def test_the_files_of_a_split(tmp_path, photos):
     numbers(1).to_parquet(tmp_path / "train.parquet")
     assert base_files(str(tmp_path), split="train") == [str(tmp_path / "train.parquet")]
     assert base_files(str(photos), split="train") == [], "images, each a file"
-    with pytest.raises(
-        DataError, match=r"must have the split `test`, found train\. Check the name and `dataset_config`"
-    ):
+    with pytest.raises(DataError, match=r"must have the split `test`, found train\. Check name and `dataset_config`"):
         base_files(str(tmp_path), split="test")
 
 

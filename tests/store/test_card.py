@@ -260,7 +260,7 @@ def test_other_configurations_keep_their_metadata(small, infos, files, single):
         ("dataset_info: [1]", "`dataset_info` in the card's YAML must be a list of configurations.*found 1"),
         ("tags: {a: 1}", "`tags` in the card's YAML must be a list of texts, found {'a': 1}"),
         ("source_datasets: [1]", "`source_datasets` in the card's YAML must be a list of texts"),
-        ("- a", "must be a mapping"),
+        ("- a", "must be `key: value` lines, found list"),
         ("a: 1\na: 2", "the key `a` twice"),
     ],
 )

@@ -509,7 +509,7 @@ def test_a_column_without_a_digest_or_without_values_is_found(tmp_path: Path) ->
             b'"skipped_rows": [6]',
             r"must tell its rows without reinforcement, \[2\], but tells \[6\]",
         ),
-        (b"\x18\x05bytes", b"\x18\x05cytes", "must tell the features of its columns, but tells two"),
+        (b"\x18\x05bytes", b"\x18\x05cytes", "must tell the features of its columns once, found two"),
         (
             b"\x18\x08" + struct.pack("<q", 0),
             b"\x18\x08" + struct.pack("<q", 1),

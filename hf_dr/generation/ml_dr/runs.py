@@ -55,9 +55,7 @@ class _Member(tarfile.TarInfo):
 
     def _proc_gnusparse_10(self, member: tarfile.TarInfo, *_: Any) -> None:
         # tarfile would read as many numbers as the archive says there are: gigabytes from a megabyte.
-        raise FormatError(
-            f"the archive must hold plain files only, found {member.name!r:.80}, a sparse one. Do not trust it."
-        )
+        raise FormatError(f"the archive must hold plain files, found the sparse {member.name!r:.80}. Do not trust it.")
 
 
 def archive_files(path: Path) -> Iterator[tuple[str, Read]]:

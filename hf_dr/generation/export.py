@@ -221,7 +221,7 @@ class WebDatasetExport:
         sizes = {name: len(rows_of) for name, rows_of in self._rows.items()}
         write_whole(self.folder / SIZES_FILE, json.dumps(sizes, indent=1) + "\n")
         write_whole(self.folder / schema.PROVENANCE_FILE, (self._source / schema.PROVENANCE_FILE).read_bytes())
-        write_whole(self.folder / "README.md", self._readme())
+        write_whole(self.folder / "README.md", _readme(self._plus, total, len(self._rows)))
         others = ", the others were there" if len(missing) < len(self._rows) else ""
         logger.info("%s: %d of %d shards written%s.", self.folder, len(missing), len(self._rows), others)
 
@@ -325,29 +325,24 @@ class WebDatasetExport:
             files[f"{name}.npy"] = array.getvalue()
         return {f"{key}.{suffix}": content for suffix, content in files.items()}
 
-    def _readme(self) -> str:
-        provenance = self._plus.provenance
-        return _README.format(
-            base=inline(provenance.base.get("id") or "a local dataset"),
-            examples=len(self._slots),
-            shards=len(self._rows),
-            about=provenance,
-            teachers=", ".join(
-                f"{inline(member.get('id'))} (licence: {inline(member.get('license') or 'unknown')})"
-                for member in self._plus.origin.teacher_members
-            ),
-        )
-
 
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_README = f"""# WebDataset shards of a reinforced dataset
+def _readme(plus: ReinforcedDataset, examples: int, shards: int) -> str:
+    """Returns what the files hold, for people."""
+    about = plus.provenance
+    base = inline(about.base.get("id") or "a local dataset")
+    teachers = ", ".join(
+        f"{inline(member.get('id'))} (licence: {inline(member.get('license') or 'unknown')})"
+        for member in plus.origin.teacher_members
+    )
+    return f"""# WebDataset shards of a reinforced dataset
 
-{{examples:,}} examples of {{base}} in {{shards}} tar files. Each has V = {{about.num_views}} augmented views, and of the answer
-to each view the K = {{about.top_k}} most probable of {{about.num_classes}} classes. The teachers: {{teachers}}.
+{examples:,} examples of {base} in {shards} tar files. Each has V = {about.num_views} augmented views, and of the answer
+to each view the K = {about.top_k} most probable of {about.num_classes} classes. The teachers: {teachers}.
 The images are the base's: its licence and terms hold for them.
 
 | file | what it holds |
@@ -362,5 +357,5 @@ all V views; `base`, the base's own columns |
 
 `{schema.PROVENANCE_FILE}` says how views and answers were made; `docs/format.md` of hf_dr says what each parameter means,
 and has the lines that replay a view with torchvision. `{SIZES_FILE}` has the number of examples in each shard, `{WRITTEN_FILE}`
-the SHA-256 of each. Fingerprint of the reinforced dataset: `{{about.fingerprint}}`
+the SHA-256 of each. Fingerprint of the reinforced dataset: `{about.fingerprint}`
 """

@@ -179,7 +179,7 @@ class Job:
         if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:  # what `check_agreement` never refuses
             return
         self._output.check()
-        if not any((self.folder / name).exists() for name in self.provenance.shard_names):
+        if not any(path.exists() for path in self._output.shards):
             self.check_agreement(self._sample())
 
     def _sample(self) -> Agreement | None:

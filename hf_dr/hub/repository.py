@@ -251,7 +251,7 @@ def publish(
     *,
     private: bool | None,
     message: str,
-    stale: Callable[[str], bool] = lambda path: False,
+    stale: Callable[[str], bool],
     check: Callable[[Repository, Remote], None] = lambda repository, remote: None,
     create_pr: bool = False,
     tags: Sequence[str] = (),

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 from datasets import Features
@@ -377,8 +377,8 @@ def read_config_names(files: Collection[str], where: str) -> list[str]:
 
 def configs_among(files: Collection[str]) -> list[str]:
     """Returns the names of the configurations among files, sorted; an export, which has a provenance, too, is none."""
-    found = [PurePosixPath(file) for file in files if file.count("/") == 1]
-    names = [path.parent.name for path in found if path.name == schema.PROVENANCE_FILE]
+    ending = f"/{schema.PROVENANCE_FILE}"
+    names = [file.removesuffix(ending) for file in files if file.endswith(ending) and file.count("/") == 1]
     return sorted(name for name in names if not _is_export(files, f"{name}/"))
 
 

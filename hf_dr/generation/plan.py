@@ -146,7 +146,7 @@ def plan_run(
         seed=config.seed,
         mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
         on_bad_image=config.on_bad_image,
-        base={**known, **(base or {})},
+        base={**known, **(base or {}), "content_hash": content_hash(undecoded_images(dataset, image_column))},
         teacher=teacher.provenance(),
         library_versions=library_versions(),
         created_with=f"hf_dr {__version__}",
@@ -161,11 +161,9 @@ def make_plan(
     config: ReinforceConfig | ImportConfig,
     columns: tuple[str, str | None],
     labels: np.ndarray | None,
-    *,
-    base: dict[str, Any],
     **settings: Any,
 ) -> Plan:
-    """Returns what is made of a dataset, which was checked; `settings` are fields of `Provenance`, and so is `base`.
+    """Returns what is made of a dataset, which was checked.
 
     Args:
         dataset: The base.
@@ -173,12 +171,10 @@ def make_plan(
         config: How it is stored.
         columns: Those of the images and of the labels.
         labels: Class of each row, int64 (rows,); None where there are none.
-        base: How the base is named.
-        **settings: What else a provenance says, but for what follows from the dataset.
+        **settings: The fields of `Provenance` that do not follow from these.
     """
     config_name = config.config_name or _name_of(augmentation)
     image_column, label_column = columns
-    images = undecoded_images(dataset, image_column)
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
     provenance = Provenance(
         config_name=config_name,
@@ -189,13 +185,13 @@ def make_plan(
         overlay=config.overlay,
         image_column=image_column,
         label_column=label_column,
-        base={**base, "content_hash": content_hash(images)},
         skipped_rows=[],
         schema_version=SCHEMA_VERSION,
         **settings,
     )
     provenance.check()
     folder = expanded(config.output_dir) / config_name
+    images = undecoded_images(dataset, image_column)
     return Plan(provenance, augmentation, images, dataset.select_columns(stored), folder, labels)
 
 

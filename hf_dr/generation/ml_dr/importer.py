@@ -41,6 +41,7 @@ from hf_dr.store.base_dataset import (
     checked_origin,
     class_names_of,
     class_numbers,
+    content_hash,
     undecoded_images,
     whole_column,
 )
@@ -89,7 +90,8 @@ class ImportJob:
         self.config = config
         image_column, label_column = check_dataset(base, config.image_column, config.label_column)
         known = checked_origin(base, config.files_from)
-        self._row_of = find_rows(config.order, undecoded_images(base, image_column))
+        images = undecoded_images(base, image_column)
+        self._row_of = find_rows(config.order, images)
         self._runs = open_runs([expanded(source) for source in sources])
         format = self._runs[0].format
         num_classes = _num_classes(format.num_classes, class_names_of(base, label_column))
@@ -110,7 +112,7 @@ class ImportJob:
             seed=0,
             mixing_scope=STORED_PARTNERS if format.augmentation.mixes else "dataset",
             on_bad_image="skip",
-            base={**known, **(described or {}), "order": order},
+            base={**known, **(described or {}), "content_hash": content_hash(images), "order": order},
             teacher={
                 "members": [_member(name, num_classes) for name in format.teachers],
                 "num_classes": num_classes,

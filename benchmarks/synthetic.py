@@ -18,7 +18,7 @@ import torch
 
 from hf_dr.generation import labelling
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.folder import Part, RunProgress
+from hf_dr.generation.folder import Part, RunFolder, RunProgress
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.generation.plan import Plan, plan_run
@@ -144,7 +144,7 @@ def write_repeated(
     plan = dataclasses.replace(plan, provenance=larger)
     job = _job(plan, teacher.device)
     job.folder.mkdir(parents=True)
-    job._make_shards([0], RunProgress(job.folder, larger, Part(), [0], [0], process_state()))
+    job._make_shards([0], RunProgress(RunFolder(job.folder, larger), Part(), [0], [0], process_state()))
     first, *others = job.provenance.shard_names
     for name in others:
         (job.folder / name).hardlink_to(job.folder / first)

@@ -14,7 +14,9 @@ from hf_dr.cli.flags import BaseArguments, RunArguments, TeacherArguments
 from hf_dr.cli.yaml_files import read_yaml
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.store.base_dataset import card_license
-from hf_dr.store.card import PlannedConfig, update_card
+from hf_dr.store.card import CardConfig, update_card
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import SCHEMA_VERSION
 from hf_dr.teacher.members import load_member
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +36,13 @@ def render_all() -> dict[Path, str]:
                 names = {f"{config}_{seed}": ["--seed", str(seed)] for seed in range(plan["runs"])}
             else:
                 names = {config: []}
-            configs |= {name: planned(path, name, *flags) for name, flags in names.items()}
+            configs |= {name: CardConfig(planned(path, name, *flags)) for name, flags in names.items()}
         cards[CARDS / name / "README.md"] = update_card(f"# {plan['title']}\n", configs, name=f"{OWNER}/{name}")
     return cards
 
 
-def planned(recipe: Path, name: str, *flags: str) -> PlannedConfig:
-    """Returns the configuration that a recipe makes, with more flags."""
+def planned(recipe: Path, name: str, *flags: str) -> Provenance:
+    """Returns the configuration that a recipe makes, with more flags; what only a run can tell is 0 or empty."""
     base, teaching, _, config = parse(
         [BaseArguments, TeacherArguments, RunArguments, ReinforceConfig],
         ["--config", str(recipe), "--config_name", name, *flags],
@@ -51,7 +53,7 @@ def planned(recipe: Path, name: str, *flags: str) -> PlannedConfig:
     known = {"id": folder.name, "license": card_license(str(folder))} if folder.is_dir() else {"id": base.dataset}
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     members = [describe(teacher, recipe.parent) for teacher in teaching.teacher]
-    return PlannedConfig(
+    return Provenance(
         config_name=name,
         split=base.split,
         augmentation=augmentation.to_list(),
@@ -63,7 +65,16 @@ def planned(recipe: Path, name: str, *flags: str) -> PlannedConfig:
         mixing_scope=config.mixing_scope,
         base={"config": base.dataset_config, "revision": base.revision, **known},
         teacher={"members": members},
-        num_classes=members[0].get("num_classes"),
+        num_classes=members[0].get("num_classes", 0),
+        shard_size=0,
+        num_rows=0,
+        image_column="",
+        label_column=None,
+        on_bad_image=config.on_bad_image,
+        library_versions={},
+        created_with="",
+        skipped_rows=[],
+        schema_version=SCHEMA_VERSION,
     )
 
 

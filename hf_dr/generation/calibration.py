@@ -10,12 +10,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.labelling import Labeller
 from hf_dr.generation.plan import augmentation_of, plan_run
 from hf_dr.generation.sources import choose_source, cut_spans
-from hf_dr.store.base_dataset import check_dataset, label_advice
+from hf_dr.store.base_dataset import labelled_columns
 from hf_dr.teacher.calibration import TemperatureFit
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames
@@ -65,8 +64,8 @@ def calibrate(
         TeacherError: The teacher's classes are not the dataset's, or its answers are not finite.
     """
     augmentation = augmentation_of(augmentation)
-    if not is_teacher(teacher):
-        check_dataset(dataset, image_column, label_column)  # before minutes of loading
+    labelled_columns(dataset, "a teacher is calibrated by", "the dataset", image_column, label_column)
+    if not is_teacher(teacher):  # loading takes minutes
         teacher = Teacher.from_pretrained(teacher)
     answers_NC, labels_N = held_out_answers(
         dataset, teacher, augmentation, image_column=image_column, label_column=label_column
@@ -84,7 +83,7 @@ def held_out_answers(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shows a teacher one view of each image, as a run of `reinforce` would, but not mixed; nothing is written.
+    """Shows a teacher one view of each labelled image, as a run of `reinforce` would, but not mixed; nothing is written.
 
     The arguments and errors are those of `calibrate`.
 
@@ -97,9 +96,7 @@ def held_out_answers(
         ".", num_views=1, top_k=1, signal=IMAGE_TAIL, image_column=image_column, label_column=label_column
     )
     plan = plan_run(dataset, teacher, single, config)
-    if plan.labels is None:
-        advice = label_advice(dataset, plan.provenance.image_column)
-        raise ConfigError(f"a teacher is calibrated by labels, found none. {advice}")
+    assert plan.labels is not None
     labeller = Labeller(teacher, plan.provenance)
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
     spans = cut_spans(plan.provenance, range(plan.provenance.num_shards), source.batch_size)

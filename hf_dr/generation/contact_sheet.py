@@ -6,13 +6,11 @@ import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import matplotlib as mpl
 import numpy as np
 import PIL.Image
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -27,7 +25,7 @@ from hf_dr.teacher.signals import described
 from hf_dr.text import fonts_for, shown_text
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Params
-from hf_dr.views.ops.colour import POLICY_OPS
+from hf_dr.views.ops.colour import OPERATIONS
 
 TOP = 3  # classes shown of each answer
 DPI = 150
@@ -37,6 +35,7 @@ _LINE = 0.2
 _SIDE = 1.55
 _BELOW = 0.06  # between a picture and what is under it
 _BAR = 0.17
+_INSET = 0.04  # of text in a bar
 _CELL = _CAPTION + _SIDE + _BELOW + TOP * _BAR
 _GAP = 0.14  # between cells
 _MARGIN = 0.2  # around the sheet
@@ -130,7 +129,7 @@ class _Sheet:
         # Settings of the user's own matplotlib do not change the sheet.
         with mpl.rc_context(mpl.rcParamsDefault):
             self.figure = Figure(figsize=(self._width, self._height))
-            FigureCanvasAgg(self.figure)
+            self._renderer = FigureCanvasAgg(self.figure).get_renderer()
             self._draw_title()
             for line, row in enumerate(rows):
                 top = _TITLE + line * (_CELL + _GAP)
@@ -140,29 +139,26 @@ class _Sheet:
 
     def _draw_title(self) -> None:
         p = self.plus.provenance
-        width = self._width - 2 * _MARGIN
-        room = self._draw_legend(width)
-        space = self._axes(_MARGIN, 0.08, room, 0.18)
-        self._text(space, _title(self.plus), 0, 0.5, "left", room=room, inset=0, size=9.5, weight="bold")
+        room = self._draw_legend()
+        self._text(_title(self.plus), _MARGIN, 0.17, room=room, size=9.5, weight="bold")
         kept = described(p.signal, p.top_k, p.num_classes)
         ops = ", ".join(name for item in p.augmentation for name in item)
         detail = f"{p.num_views} views of each of {p.num_rows:,} images · {kept} · {ops}"
-        space = self._axes(_MARGIN, 0.26, width, 0.14)
-        self._text(space, detail, 0, 0.5, "left", room=width, inset=0, colour=_FAINT)
+        self._text(detail, _MARGIN, 0.33, room=self._width - 2 * _MARGIN, colour=_FAINT)
 
-    def _draw_legend(self, width: float) -> float:
+    def _draw_legend(self) -> float:
         """Draws what the bars' colours mean at the right end of the title's line; returns the inches that are left of it."""
-        if not self.plus.has_labels:
-            return width
-        keys = [("other class", _OTHER), ("label", _LABEL)]
-        if self.plus.augmentation.mixes:
-            keys.insert(1, ("partner's label", _PARTNER))
+        right = self._width - _MARGIN
+        keys = []
+        if self.plus.has_labels:
+            partner = [("partner's label", _PARTNER)] if self.plus.augmentation.mixes else []
+            keys = [("other class", _OTHER), *partner, ("label", _LABEL)]
         for text, colour in keys:  # from the right
-            line = self._text(self._axes(_MARGIN, 0.1, width, 0.14), text, 1, 0.5, "right", colour=_FAINT, inset=0)
-            width -= self._inches(line) + 0.04
-            self._fill(self._axes(_MARGIN + width - _KEY, 0.125, _KEY, 0.09), 1, colour)
-            width -= _KEY + 0.12
-        return width
+            right -= self._text(text, right, 0.17, align="right", colour=_FAINT) + 0.04
+            right -= _KEY
+            self._fill(right, 0.125, _KEY, 0.09, colour)
+            right -= 0.12
+        return right - _MARGIN
 
     def _draw_original(self, row: int, left: float, top: float) -> None:
         label = self._label(row)
@@ -172,9 +168,7 @@ class _Sheet:
         if label is not None:
             # Right under the picture, which may be lower than its square.
             below = top + _CAPTION + _SIDE * min(1, image.height / image.width) + _BELOW
-            space = self._axes(left, below, _SIDE, _BAR)
-            name = self._class_name(label)
-            self._text(space, name, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT + 1, weight="bold")
+            self._text(self._class_name(label), left, below + _BAR / 2, room=_SIDE, size=_TEXT + 1, weight="bold")
 
     def _draw_view(self, row: int, view: int, left: float, top: float) -> None:
         params = self.plus.params(row, view)
@@ -192,8 +186,7 @@ class _Sheet:
             colours[label] = _LABEL
         self._caption(left, top, f"view {view}", note)
         applied = _applied(self.plus.augmentation, params)
-        space = self._axes(left, top + _LINE - 0.03, _SIDE, _CAPTION - _LINE)
-        self._text(space, applied, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT - 1, colour=_FAINT)
+        self._text(applied, left, top + _LINE + 0.04, room=_SIDE, size=_TEXT - 1, colour=_FAINT)
         self._picture(left, top + _CAPTION, self.plus.image(row, view))
         ids, logprobs = self.plus.teacher_answer(row, view)
         for n, (class_id, logprob) in enumerate(zip(ids[:TOP].tolist(), logprobs[:TOP].tolist(), strict=True)):
@@ -201,69 +194,64 @@ class _Sheet:
             self._bar(left, below, self._class_name(class_id), math.exp(logprob), colours.get(class_id, _OTHER))
 
     def _bar(self, left: float, top: float, name: str, probability: float, colour: str) -> None:
-        space = self._axes(left, top, _SIDE, _BAR - 0.025)
-        self._fill(space, 1, _TRACK)
-        self._fill(space, min(probability, 1), colour)
+        height = _BAR - 0.025
+        middle = top + 0.53 * height
+        self._fill(left, top, _SIDE, height, _TRACK)
+        self._fill(left, top, _SIDE * min(probability, 1), height, colour)
         text = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
-        number = self._text(space, text, 1, 0.47, "right")
-        self._text(space, name, 0, 0.47, "left", room=_SIDE - self._inches(number) - 0.14)
-
-    def _fill(self, space: Axes, share: float, colour: str) -> None:
-        """Colours the left `share` of a space."""
-        space.add_patch(Rectangle((0, 0), share, 1, transform=space.transAxes, color=colour, linewidth=0))
+        number = self._text(text, left + _SIDE - _INSET, middle, align="right")
+        self._text(name, left + _INSET, middle, room=_SIDE - number - 0.14)
 
     def _caption(self, left: float, top: float, title: str, note: str | None) -> None:
-        space = self._axes(left, top, _SIDE, _LINE)
-        head = self._text(space, title, 0, 0.5, "left", inset=0)
+        middle = top + _LINE / 2
+        head = self._text(title, left, middle)
         if note:
-            room = _SIDE - self._inches(head) - 0.08
-            self._text(space, note, 1, 0.5, "right", colour=_FAINT, room=room, inset=0)
+            self._text(note, left + _SIDE, middle, align="right", colour=_FAINT, room=_SIDE - head - 0.08)
 
     def _picture(self, left: float, top: float, image: PIL.Image.Image) -> None:
-        space = self._axes(left, top, _SIDE, _SIDE)
+        bottom = self._height - top - _SIDE
+        place = (left / self._width, bottom / self._height, _SIDE / self._width, _SIDE / self._height)
+        axes = self.figure.add_axes(place, anchor="NW")
+        axes.set_axis_off()
         # Small pictures keep their pixels; large ones are scaled down as smoothly as Pillow can.
         side = round(_SIDE * DPI)
         if max(image.size) > side:
             image = image.copy()
             image.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
-        space.imshow(np.asarray(image), interpolation="nearest")
-        space.set_anchor("NW")
+        axes.imshow(np.asarray(image), interpolation="nearest")
 
-    def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        bottom = self._height - top - height
-        axes = self.figure.add_axes(
-            (left / self._width, bottom / self._height, width / self._width, height / self._height)
-        )
-        axes.set_axis_off()
-        return axes
+    def _fill(self, left: float, top: float, width: float, height: float, colour: str) -> None:
+        corner = (left, self._height - top - height)
+        inches = self.figure.dpi_scale_trans
+        self.figure.add_artist(Rectangle(corner, width, height, transform=inches, color=colour, linewidth=0))
 
     def _text(
         self,
-        space: Axes,
         text: str,
         x: float,
-        y: float,
-        align: str,
+        middle: float,
         *,
+        align: str = "left",
         room: float | None = None,
-        inset: float = 0.04,
         size: float = _TEXT,
         weight: str = "normal",
         colour: str = _INK,
-    ) -> Any:
-        """Writes one line, shortened to `room` inches, and returns it."""
-        text = shown_text(text, _LETTERS)
-        x += (1 - 2 * x) * inset / (space.get_position().width * self._width)
-        line = space.text(
-            x, y, text, ha=align, va="center", size=size, weight=weight, color=colour, transform=space.transAxes,
-            parse_math=False, family=self._families,
+    ) -> float:
+        """Writes one line that begins at `x`, or ends there, shortened to `room` inches; returns the inches that it takes."""
+        kept = shown_text(text, _LETTERS)
+        line = self.figure.text(
+            x, self._height - middle, kept, ha=align, va="center", size=size, weight=weight, color=colour,
+            transform=self.figure.dpi_scale_trans, parse_math=False, family=self._families,
         )  # fmt: skip
+
+        def width() -> float:
+            return line.get_window_extent(self._renderer).width / self.figure.dpi
+
         # Letter by letter, because only the drawn line knows its width.
-        kept = text
-        while room is not None and len(kept) > 1 and self._inches(line) > room:
+        while room is not None and len(kept) > 1 and width() > room:
             kept = kept[:-1].rstrip()
             line.set_text(kept + "…")
-        return line
+        return width()
 
     def _label(self, row: int | None) -> int | None:
         """Returns the label of a row of the dataset; None where there is no such row, or no label."""
@@ -275,9 +263,6 @@ class _Sheet:
             return f"class {label}"
         return self._names[label].split(",")[0].replace("_", " ")
 
-    def _inches(self, line: Any) -> float:
-        return line.get_window_extent(self.figure.canvas.get_renderer()).width / self.figure.dpi  # type: ignore[attr-defined]
-
 
 def _applied(augmentation: Augmentation, params: Params) -> str:
     """Returns what was done to one view, in words; what was skipped is left out."""
@@ -286,7 +271,7 @@ def _applied(augmentation: Augmentation, params: Params) -> str:
         own = {local: params[key] for local, key in keys.items()}
         if "level" in own:  # a policy's operations, each with its level
             levels = zip(own["op"], own["level"], strict=True)
-            words += [f"{POLICY_OPS[n]} {level:+d}" if level else POLICY_OPS[n] for n, level in levels if n]
+            words += [f"{OPERATIONS[n]} {level:+d}" if level else OPERATIONS[n] for n, level in levels if n]
             continue
         size = own.get("box", ())[2:]  # of what is cropped or erased; nothing where both are 0
         is_empty = len(size) > 0 and not any(size)

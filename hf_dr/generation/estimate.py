@@ -18,7 +18,8 @@ from hf_dr.generation.agreement import Agreement
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.generation.plan import Plan
 from hf_dr.generation.sources import AnswerSource, cut_spans
-from hf_dr.store.base_dataset import as_table, sampled_rows
+from hf_dr.store.base_dataset import sampled_rows
+from hf_dr.store.named_files import as_table
 from hf_dr.store.schema import IMAGE_HASH, TAIL_IDS, TAIL_LOGPROBS, VIEWS_HASH
 from hf_dr.store.shards import ZSTD_LEVEL, column_encoding, list_array
 from hf_dr.teacher.signals import ImageTails
@@ -70,10 +71,7 @@ class Estimate:
             (f"core-hours of {longest}", shown_hours(augment)),
             ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
             ("bytes, base columns", format_bytes(self.bytes_base)),
-            (
-                "top-1 is the label",
-                "not compared: there are no labels" if self.agreement is None else str(self.agreement),
-            ),
+            ("top-1 is the label", str(self.agreement or "not compared: there are no labels")),
         ]
         return "\n".join(f"  {name:<28}{value}" for name, value in rows)
 
@@ -100,7 +98,7 @@ def estimate(plan: Plan, source: AnswerSource, num_batches: int, agreement: Agre
         num_shards=provenance.num_shards,
         seconds_augment=timing.seconds_augment,
         seconds_teacher=timing.seconds_teacher,
-        on_device=timing.on_device,
+        on_device=source.on_device,
         bytes_reinforcement=num_views * _bytes_per_view(plan, timing.columns),
         bytes_base=_base_bytes(plan),
         agreement=agreement,

@@ -39,21 +39,11 @@ from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.settings import Place
-from hf_dr.store.base_dataset import as_table, sampled_rows
+from hf_dr.store import schema
+from hf_dr.store.base_dataset import sampled_rows
 from hf_dr.store.card import CARD_FILE
 from hf_dr.store.json_files import read_object, validated
-from hf_dr.store.schema import (
-    EXPORT_FILES,
-    IMAGE_HASH,
-    PROVENANCE_FILE,
-    SOURCE_INDEX,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    VIEWS_HASH,
-    is_reserved,
-)
+from hf_dr.store.named_files import as_table
 from hf_dr.store.shards import check_all_digests, remove_temporaries
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes, inline, progress_bar, two_columns
@@ -61,7 +51,7 @@ from hf_dr.views.images import decode_with
 
 logger = logging.getLogger(__name__)
 
-WRITTEN_FILE, SIZES_FILE = EXPORT_FILES
+WRITTEN_FILE, SIZES_FILE = schema.EXPORT_FILES
 _CHUNK = 256  # rows that are read at a time
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2"}  # of other formats, Pillow's name in lower case
 _IN_JSON = (
@@ -137,15 +127,15 @@ class WebDatasetExport:
         self._source = source
         self._slots = plus.rows.reinforced
         self._images = plus.undecoded_images.select(self._slots)
-        self._answers = [TEACHER_IDS, TEACHER_LOGPROBS]
+        self._answers = [schema.TEACHER_IDS, schema.TEACHER_LOGPROBS]
         if plus.signal == IMAGE_TAIL:
-            self._answers += [TAIL_IDS, TAIL_LOGPROBS]
+            self._answers += [schema.TAIL_IDS, schema.TAIL_LOGPROBS]
         others = (plus.provenance.image_column, plus.provenance.label_column)
-        own = [name for name in plus.plus.column_names if not is_reserved(name) and name not in others]
+        own = [name for name in plus.plus.column_names if not schema.is_reserved(name) and name not in others]
         types = plus.plus.features.arrow_schema
         self._own = [name for name in own if any(is_kind(types.field(name).type) for is_kind in _IN_JSON)]
         self._left_out = sorted(set(own) - set(self._own))
-        told = [name for name in plus.plus.column_names if is_reserved(name) and name not in self._answers]
+        told = [name for name in plus.plus.column_names if schema.is_reserved(name) and name not in self._answers]
         self._told = plus.plus.select_columns([*told, *self._own]).select(self._slots).with_format("arrow")
         self._columns = Columns(plus.plus, plus.provenance.num_views)
         self._class_names = plus.class_names  # which takes long to ask for
@@ -193,16 +183,15 @@ class WebDatasetExport:
             logger.warning("Not exported, because JSON cannot hold them: the columns %s.", ", ".join(self._left_out))
         check_all_digests(self._plus.shards)
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock = file_lock(self.folder / ".lock")
         try:
-            lock = file_lock(self.folder / ".lock")
             take(lock)
+            self._run()
         except filelock.Timeout:
             raise ConfigError(
                 f"{self.folder} must not be in use, but another export is writing to it. Wait for it, or choose another "
                 "`output_dir`."
             ) from None
-        try:
-            self._run()
         finally:
             lock.release()
 
@@ -231,8 +220,8 @@ class WebDatasetExport:
                 bar.set_postfix_str(f"{number} shards, {format_bytes(written)}", refresh=False)
         sizes = {name: len(rows_of) for name, rows_of in self._rows.items()}
         write_whole(self.folder / SIZES_FILE, json.dumps(sizes, indent=1) + "\n")
-        write_whole(self.folder / PROVENANCE_FILE, (self._source / PROVENANCE_FILE).read_bytes())
-        write_whole(self.folder / "README.md", self._readme())
+        write_whole(self.folder / schema.PROVENANCE_FILE, (self._source / schema.PROVENANCE_FILE).read_bytes())
+        write_whole(self.folder / "README.md", _readme(self._plus, total, len(self._rows)))
         others = ", the others were there" if len(missing) < len(self._rows) else ""
         logger.info("%s: %d of %d shards written%s.", self.folder, len(missing), len(self._rows), others)
 
@@ -312,19 +301,20 @@ class WebDatasetExport:
         plus = self._plus
         if plus.provenance.overlay:
             plus.decode(slot)  # refuses an image of the base that is not the one that was reinforced
-        key = f"{told[SOURCE_INDEX]:09d}"
+        key = f"{told[schema.SOURCE_INDEX]:09d}"
         image_format = str(decode_with(cell, attrgetter("format")))
         files = {_EXTENSIONS.get(image_format, image_format.lower()): cell["bytes"]}
-        about: dict[str, Any] = {"id": key, SOURCE_INDEX: told[SOURCE_INDEX]}
+        about: dict[str, Any] = {"id": key, schema.SOURCE_INDEX: told[schema.SOURCE_INDEX]}
         # In words: JSON's readers take whole numbers of 64 bits for others.
-        about |= {name: f"{told[name]:016x}" for name in (IMAGE_HASH, VIEWS_HASH) if told[name] is not None}
+        hashes = (schema.IMAGE_HASH, schema.VIEWS_HASH)
+        about |= {name: f"{told[name]:016x}" for name in hashes if told[name] is not None}
         if plus.has_labels:
             label = plus.stored.label(slot)
             files["cls"] = str(label).encode()
             if self._class_names:
                 files["txt"] = self._class_names[label].encode()
                 about["label_name"] = self._class_names[label]
-        known = (*about, *self._own, IMAGE_HASH, VIEWS_HASH)
+        known = (*about, *self._own, *hashes)
         about |= {name: value for name, value in told.items() if name not in known}
         about["base"] = {name: _finite(told[name]) for name in self._own}
         text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=float, allow_nan=False)
@@ -335,29 +325,24 @@ class WebDatasetExport:
             files[f"{name}.npy"] = array.getvalue()
         return {f"{key}.{suffix}": content for suffix, content in files.items()}
 
-    def _readme(self) -> str:
-        provenance = self._plus.provenance
-        return _README.format(
-            base=inline(provenance.base.get("id") or "a local dataset"),
-            examples=len(self._slots),
-            shards=len(self._rows),
-            about=provenance,
-            teachers=", ".join(
-                f"{inline(member.get('id'))} (licence: {inline(member.get('license') or 'unknown')})"
-                for member in self._plus.origin.teacher_members
-            ),
-        )
-
 
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_README = f"""# WebDataset shards of a reinforced dataset
+def _readme(plus: ReinforcedDataset, examples: int, shards: int) -> str:
+    """Returns what the files hold, for people."""
+    about = plus.provenance
+    base = inline(about.base.get("id") or "a local dataset")
+    teachers = ", ".join(
+        f"{inline(member.get('id'))} (licence: {inline(member.get('license') or 'unknown')})"
+        for member in plus.origin.teacher_members
+    )
+    return f"""# WebDataset shards of a reinforced dataset
 
-{{examples:,}} examples of {{base}} in {{shards}} tar files. Each has V = {{about.num_views}} augmented views, and of the answer
-to each view the K = {{about.top_k}} most probable of {{about.num_classes}} classes. The teachers: {{teachers}}.
+{examples:,} examples of {base} in {shards} tar files. Each has V = {about.num_views} augmented views, and of the answer
+to each view the K = {about.top_k} most probable of {about.num_classes} classes. The teachers: {teachers}.
 The images are the base's: its licence and terms hold for them.
 
 | file | what it holds |
@@ -370,7 +355,7 @@ all V views; `base`, the base's own columns |
 | `KEY.teacher_logprobs.npy` | (V, K) float16: their natural log-probabilities, not renormalised |
 | `KEY.tail_ids.npy`, `KEY.tail_logprobs.npy` | (T,) the same of the mean over the views, with the signal `topk_image_tail` |
 
-`{PROVENANCE_FILE}` says how views and answers were made; `docs/format.md` of hf_dr says what each parameter means, and has
-the lines that replay a view with torchvision. `{SIZES_FILE}` has the number of examples in each shard, `{WRITTEN_FILE}` the
-SHA-256 of each. Fingerprint of the reinforced dataset: `{{about.fingerprint}}`
+`{schema.PROVENANCE_FILE}` says how views and answers were made; `docs/format.md` of hf_dr says what each parameter means,
+and has the lines that replay a view with torchvision. `{SIZES_FILE}` has the number of examples in each shard, `{WRITTEN_FILE}`
+the SHA-256 of each. Fingerprint of the reinforced dataset: `{about.fingerprint}`
 """

@@ -23,17 +23,9 @@ from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import opened
 from hf_dr.replay.proof import with_all_views
+from hf_dr.store import schema
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import (
-    EXTENDED_FROM,
-    IMAGE_HASH,
-    PROVENANCE_FILE,
-    SCHEMA_VERSION,
-    SOURCE_INDEX,
-    STORED_PARTNERS,
-    is_reserved,
-)
 from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.names import TeacherNames
@@ -87,11 +79,11 @@ def extend(
 def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: bool, add_teacher: bool) -> None:
     """Checks what can be known before a teacher is loaded, as `extend` tells; `teacher`, `add_teacher`: whether it is given."""
     stored = plus.provenance
-    if stored.schema_version < SCHEMA_VERSION:
+    if stored.schema_version < schema.SCHEMA_VERSION:
         raise ConfigError(
-            f"a dataset to be extended must be of format {SCHEMA_VERSION}, which this version of hf_dr writes, found format "
-            f"{stored.schema_version}: the result would be a mixture. Reinforce the base again, or extend it with the version "
-            f"that made it ({stored.created_with})."
+            f"a dataset to be extended must be of format {schema.SCHEMA_VERSION}, which this version of hf_dr writes, found "
+            f"format {stored.schema_version}: the result would be a mixture. Reinforce the base again, or extend it with the "
+            f"version that made it ({stored.created_with})."
         )
     if add_teacher == (config.num_views is not None):
         raise ConfigError(
@@ -99,9 +91,7 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
             "twice, the views first: new members answer all views that are there."
         )
     if teacher and add_teacher:
-        raise ConfigError(
-            "`teacher` is for more views, got it with `add_teacher`. Leave it out: it is not asked again."
-        )
+        raise ConfigError("`teacher` is for more views, got it with `add_teacher`. Leave it out.")
     signals = (TOPK,) if add_teacher else (TOPK, SAMPLED)
     if stored.candidates is not None or stored.signal not in signals:
         found = f"`signal` {stored.signal}" if stored.candidates is None else "views that were chosen among candidates"
@@ -109,7 +99,7 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
             f"{'new members' if add_teacher else 'more views'} need views not chosen among candidates and the `signal` "
             f"{' or '.join(signals)}, found {found}. Reinforce the base again."
         )
-    if stored.mixing_scope == STORED_PARTNERS or plus.views_hash(0) is None:
+    if stored.mixing_scope == schema.STORED_PARTNERS or plus.views_hash(0) is None:
         raise ConfigError(
             "a dataset to be extended must hold hashes of what its teacher saw (`views_hash`), found none: it was imported. "
             "Reinforce its base again."
@@ -125,11 +115,11 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
             f"`num_views` must be more than the {stored.num_views} views that are stored, got {config.num_views}. Raise it; to "
             "use fewer, give `num_views` to load_reinforced."
         )
-    if config.num_views is not None and EXTENDED_FROM in stored.teacher:
+    if config.num_views is not None and schema.EXTENDED_FROM in stored.teacher:
         raise ConfigError(
             "more views need a teacher whose members were all asked at once, but here "
-            f"{stored.teacher[EXTENDED_FROM]['num_members']} of them stand in the average with their stored top-K answers. Add "
-            "views to the dataset as it was before, then the members again."
+            f"{stored.teacher[schema.EXTENDED_FROM]['num_members']} of them stand in the average with their stored top-K "
+            "answers. Add views to the dataset as it was before, then the members again."
         )
     if not stored.teacher["members"]:
         raise FormatError("`teacher.members` of the provenance must name the teacher, found none. Fetch it again.")
@@ -168,7 +158,7 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
     """
     stored = plus.provenance
     views = EarlierViews(plus)
-    base = plus.plus.select_columns([name for name in plus.plus.column_names if not is_reserved(name)])
+    base = plus.plus.select_columns([name for name in plus.plus.column_names if not schema.is_reserved(name)])
     if config.num_views is None:
         _check_new_members(stored, teacher)
         changes = _with_members(stored, teacher)
@@ -181,7 +171,7 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
     provenance = replace(stored, **changes, skipped_rows=[], created_with=f"hf_dr {__version__}")
     provenance.check()
     folder = expanded(config.output_dir) / provenance.config_name
-    if (folder / PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:
+    if (folder / schema.PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:
         raise ConfigError(
             f"`output_dir` must be another folder than that of the dataset which is extended, got {config.output_dir}. "
             "Choose another."
@@ -238,7 +228,7 @@ def _with_members(stored: Provenance, teacher: Teacher) -> dict[str, Any]:
         **{key: value for key, value in stored.teacher.items() if key not in ("members", "num_classes")},
         "library_versions": stored.library_versions,
     }
-    ensemble = {**here, "members": [*members, *here["members"]], EXTENDED_FROM: before}
+    ensemble = {**here, "members": [*members, *here["members"]], schema.EXTENDED_FROM: before}
     return {"teacher": ensemble, "library_versions": library_versions()}
 
 
@@ -270,22 +260,20 @@ class EarlierViews:
 
     def check(self, rows: CompleteRows) -> None:
         """Refuses rows of a shard whose stored views are not what was drawn again, or a shard that is not what was written."""
-        shard = int(rows.columns[SOURCE_INDEX][0]) // self._plus.provenance.shard_size
+        shard = int(rows.columns[schema.SOURCE_INDEX][0]) // self._plus.provenance.shard_size
         # What is taken over gets new digests, which must not make good what was changed. Rows in memory have no shards.
         if self._plus.shards and shard not in self._checked:
             check_digests(self._plus.shards[shard])
             self._checked.add(shard)
-        for n, row in enumerate(rows.columns[SOURCE_INDEX].tolist()):
+        for n, row in enumerate(rows.columns[schema.SOURCE_INDEX].tolist()):
             place = int(self._places[row])
             if place < 0:
                 continue
             if not rows.valid[n]:
-                raise DataError(
-                    f"the image of row {row} must be readable, as it was when its views were stored. Fetch it again."
-                )
+                raise DataError(f"the image of row {row} must be readable, as it was before. Fetch it again.")
             views_hash = combine_hashes(rows.view_hashes[n, : self.num_views])
             for what, expected, found in (
-                ("image", self._image_hashes[place], rows.columns[IMAGE_HASH][n]),
+                ("image", self._image_hashes[place], rows.columns[schema.IMAGE_HASH][n]),
                 (f"{self.num_views} views", self._plus.views_hash(place), views_hash),
             ):
                 if expected != found:
@@ -328,7 +316,7 @@ class _MoreMembers(_ExtendingLabeller):
 
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         ids_NK, logprobs_NK = self._stored.answers(span, self.provenance.num_views)
-        before = self.provenance.teacher[EXTENDED_FROM]["num_members"]
+        before = self.provenance.teacher[schema.EXTENDED_FROM]["num_members"]
         averaged_NC = add_members(ids_NK, logprobs_NK, answers_BC, before, len(self.teacher.members))
         return self.shorten(averaged_NC, np.arange(span.start, span.stop))
 

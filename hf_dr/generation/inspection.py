@@ -19,24 +19,13 @@ from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.settings import check_kind
+from hf_dr.store import schema
 from hf_dr.store.base_dataset import label_numbers
 from hf_dr.store.findings import Statistics
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import (
-    AUG_PREFIX,
-    EXTENDED_FROM,
-    IMAGE_HASH,
-    KEEP,
-    SOURCE_INDEX,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    is_reserved,
-)
 from hf_dr.store.shards import MAX_MASS, check_full, check_shards, read_features, reading
 from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error
-from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, described, tail_size
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.text import text_table, two_columns
 from hf_dr.views.augmentation import PARTNER
@@ -153,7 +142,7 @@ class Inspection:
             ("views of each", f"{p.num_views:,}, {described(p.signal, p.top_k, p.num_classes)}, seed {p.seed}"),
         ]
         if p.candidates is not None:
-            lines.append(("", f"of {p.candidates['num']:,} drawn, those with {KEEP[p.candidates['keep']]}"))
+            lines.append(("", f"of {p.candidates['num']:,} drawn, those with {schema.KEEP[p.candidates['keep']]}"))
         ops = [op for item in p.augmentation for op in item.items()]
         for n, (name, settings) in enumerate(ops):
             text = f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
@@ -166,17 +155,16 @@ class Inspection:
             lines.append(("teacher" if n == 0 else "", text))
         if "temperature" in p.teacher:
             lines.append(("", f"at the temperature {p.teacher['temperature']:g}"))
-        if EXTENDED_FROM in p.teacher:
-            lines.append(
-                ("", f"the first {p.teacher[EXTENDED_FROM]['num_members']} by their stored top {p.top_k} answers")
-            )
+        if schema.EXTENDED_FROM in p.teacher:
+            count = p.teacher[schema.EXTENDED_FROM]["num_members"]
+            lines.append(("", f"the first {count} by their stored top {p.top_k} answers"))
         lines.append(("", f"in {p.teacher.get('precision')} on {p.teacher.get('device_type')}, by {p.created_with}"))
         return lines
 
     def _bytes_table(self) -> str:
         rows = []
         for title, reserved in (("= reinforcement", True), ("= base columns", False)):
-            counts = {name: count for name, count in self.columns.items() if is_reserved(name) == reserved}
+            counts = {name: count for name, count in self.columns.items() if schema.is_reserved(name) == reserved}
             rows += [[name, *self._amounts(count)] for name, count in counts.items()]
             if counts:
                 rows.append([title, *self._amounts(sum(counts.values()))])
@@ -188,19 +176,10 @@ class Inspection:
         return [f"{count:,}", f"{count / self.num_views:.2f}", f"{count / self.file_bytes:.1%}".replace("%", " %")]
 
     def _teacher_lines(self) -> list[tuple[str, str]]:
-        most = np.log(self.provenance.num_classes)
-        lines = [
-            ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} ({_REST[self.provenance.signal]})"),
-            ("kept mass", f"{self.kept_mass:.4f}"),
-        ]
-        found = self.labels
-        if found is None:
+        lines = self.statistics.lines(self.provenance.num_classes, self.provenance.signal)
+        if self.labels is None:
             reason = "every view is mixed" if self.provenance.label_column else "the dataset has no labels"
             lines.append(("against the labels", f"left out: {reason}"))
-        else:
-            lines.append(("top-1 is the label", f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views"))
-            lines.append(("calibration error", f"{found.ece:.4f} (ECE, {NUM_BINS} bins)"))
-            lines.append(("NLL of the label", "not known" if found.nll is None else f"{found.nll:.4f} nats"))
         return lines
 
     def _suspects_table(self) -> str:
@@ -221,13 +200,6 @@ class Inspection:
         head = ["row", "label", "probability", "teacher's favourite", "probability", "file"]
         shown = len(head) if any(s.file for s in self.labels.suspects) else len(head) - 1
         return text_table(head[:shown], [row[:shown] for row in rows], text_columns=(1, 3, 5))
-
-
-_REST = {
-    TOPK: "the rest of the mass spread evenly",
-    IMAGE_TAIL: "the rest of the mass as in the image's tail",
-    SAMPLED: "of the drawn classes",
-}
 
 
 def inspect(
@@ -304,22 +276,23 @@ def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> dict[str, int
 def _record_batches(shards: Sequence[Path], provenance: Provenance, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yields what is stored of rows that have a reinforcement, with some columns of the base."""
     values = provenance.num_views * provenance.top_k
-    wanted = [SOURCE_INDEX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, *columns]
+    wanted = [schema.SOURCE_INDEX, schema.IMAGE_HASH, schema.TEACHER_IDS, schema.TEACHER_LOGPROBS, *columns]
     if provenance.signal == IMAGE_TAIL:
         values = max(values, provenance.num_classes)
-        wanted += [TAIL_IDS, TAIL_LOGPROBS]
+        wanted += [schema.TAIL_IDS, schema.TAIL_LOGPROBS]
     rows = max(1, _BATCH_VALUES // values)
     start = 0
     for path in shards:
         with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            mixing = [name for name in file.schema_arrow.names if name == AUG_PREFIX + PARTNER]
+            mixing = [name for name in file.schema_arrow.names if name == schema.AUG_PREFIX + PARTNER]
             for batch in file.iter_batches(batch_size=rows, columns=wanted + mixing):
-                if batch.column(SOURCE_INDEX).to_pylist() != list(range(start, start + len(batch))):
+                if batch.column(schema.SOURCE_INDEX).to_pylist() != list(range(start, start + len(batch))):
                     raise FormatError(
-                        f"{path} must go on with row {start}, row by row (`{SOURCE_INDEX}`), found others. Fetch it again."
+                        f"{path} must go on with row {start}, row by row (`{schema.SOURCE_INDEX}`), found others. Fetch it "
+                        "again."
                     )
                 start += len(batch)
-                yield batch.filter(batch.column(IMAGE_HASH).is_valid())  # rows without reinforcement are null
+                yield batch.filter(batch.column(schema.IMAGE_HASH).is_valid())  # rows without reinforcement are null
 
 
 def _flat(lists: pa.Array) -> np.ndarray:
@@ -332,15 +305,16 @@ class _StoredAnswers:
     def __init__(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
         for name in batch.schema.names:
             check_full(batch, name)
-        self.rows_R = batch.column(SOURCE_INDEX).to_numpy()
+        self.rows_R = batch.column(schema.SOURCE_INDEX).to_numpy()
         classes = provenance.num_classes
         shape_RVK = (len(batch), provenance.num_views, provenance.top_k)
-        self.ids_RVK, logprobs_RVK = _checked_answers(batch, (TEACHER_IDS, TEACHER_LOGPROBS), shape_RVK, classes)
+        names = (schema.TEACHER_IDS, schema.TEACHER_LOGPROBS)
+        self.ids_RVK, logprobs_RVK = _checked_answers(batch, names, shape_RVK, classes)
         self.probs_RVK = np.exp(logprobs_RVK)
         self.kept_RV = self.probs_RVK.sum(axis=2)
         self.unmixed_RV = np.ones(shape_RVK[:2], bool)  # whether no other example is mixed into the view
-        if AUG_PREFIX + PARTNER in batch.schema.names:
-            self.unmixed_RV = _flat(batch.column(AUG_PREFIX + PARTNER)).reshape(shape_RVK[:2]) < 0
+        if schema.AUG_PREFIX + PARTNER in batch.schema.names:
+            self.unmixed_RV = _flat(batch.column(schema.AUG_PREFIX + PARTNER)).reshape(shape_RVK[:2]) < 0
         # What a class that was left out has is `weights`, or 1 where there are none, times `scale`.
         self._weights_RC = self._tail_weights(batch, classes) if provenance.signal == IMAGE_TAIL else None
         self._scale_RV = np.zeros_like(self.kept_RV)
@@ -352,7 +326,7 @@ class _StoredAnswers:
     def _tail_weights(batch: pa.RecordBatch, classes: int) -> np.ndarray:
         """Returns each class's share in the row's mean answer: that of the tail, or an equal part of what lies beyond it."""
         shape_RT = (len(batch), tail_size(classes))
-        ids_RT, logprobs_RT = _checked_answers(batch, (TAIL_IDS, TAIL_LOGPROBS), shape_RT, classes)
+        ids_RT, logprobs_RT = _checked_answers(batch, (schema.TAIL_IDS, schema.TAIL_LOGPROBS), shape_RT, classes)
         tail_RT = np.exp(logprobs_RT)
         beyond_R1 = np.maximum(1 - tail_RT.sum(axis=1, keepdims=True), MIN_REST) / max(1, classes - shape_RT[1])
         weights_RC = np.repeat(beyond_R1, classes, axis=1)
@@ -396,7 +370,7 @@ def _checked_answers(
     """Returns ids and log-probabilities (float64) of two columns in a shape, checked to be answers over so many classes."""
     ids = _flat(batch.column(names[0])).reshape(shape)
     logprobs = _flat(batch.column(names[1])).astype(np.float64).reshape(shape)
-    rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"
+    rows = f"rows {batch.column(schema.SOURCE_INDEX)[0]} to {batch.column(schema.SOURCE_INDEX)[-1]}"
     is_twice = np.diff(np.sort(ids, axis=-1)) == 0
     if ids.max() >= classes or is_twice.any() or not np.isfinite(logprobs).all():
         raise FormatError(

@@ -6,35 +6,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import Any
 
 import datasets
 import filelock
 import numpy as np
-import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
-from hf_dr.errors import DataError
 from hf_dr.files import take
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig, check_config
 from hf_dr.generation.estimate import Estimate, estimate
-from hf_dr.generation.folder import (
-    WHOLE,
-    Part,
-    RunProgress,
-    check_same_run,
-    complete_run,
-    gate,
-    missing_shards,
-    note_processor,
-    open_run,
-)
+from hf_dr.generation.folder import WHOLE, Part, RunFolder, RunProgress
 from hf_dr.generation.labelling import CompleteRows, Labeller, RowCheck, RowStream, ViewColumns, best_candidates
 from hf_dr.generation.plan import Plan, augmentation_of, plan_run
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
@@ -42,14 +29,13 @@ from hf_dr.processes import describe_processor, on_main, process_state, warm_up_
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import pixels_digest
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.base_dataset import as_table, check_dataset, undecoded_images
-from hf_dr.store.named_files import describe_named_files
-from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
+from hf_dr.store.base_dataset import check_dataset, undecoded_images
+from hf_dr.store.named_files import as_table, describe_named_files
+from hf_dr.store.schema import AUG_PREFIX, SOURCE_INDEX, TEACHER_IDS
+from hf_dr.store.shards import ShardWriter, row_groups
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL
-from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.overlap import Background
 
@@ -138,6 +124,7 @@ class Job:
         self.source = source
         self.provenance = plan.provenance
         self.folder = plan.folder
+        self._output = RunFolder(plan.folder, plan.provenance)
         self._allow_disagreement = allow_disagreement
         self._check_rows = check_rows
         # Unmixed views that this rank has made, and those of them whose most probable class is the label.
@@ -147,20 +134,20 @@ class Job:
         """Makes the missing shards, or a part of them; every process of the launch calls it."""
         self._prepare_process()
         state = process_state()
-        on_main(state, self._check_agreement)
+        on_main(state, self._check_sample)
         lock = part.lock(self.folder, state.process_index)
         try:  # releases the lock in any case: in a notebook the error's traceback would keep it
             missing = on_main(state, lambda: self._open(lock, part))
             take(lock)  # rank 0 has it since `_open`; a lock can be taken twice
             mine = missing[state.process_index :: state.num_processes]
-            progress = RunProgress(self.folder, self.provenance, part, missing, mine, state)
+            progress = RunProgress(self._output, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)
             state.wait_for_everyone()
             self._log_agreement(state)
             if state.is_main_process:
-                with gate(self.folder):  # the last of several parts finds all shards
+                with self._output.gate():  # the last of several parts finds all shards
                     self._complete(progress, part)
             state.wait_for_everyone()
         finally:
@@ -169,7 +156,7 @@ class Job:
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and returns what the whole run would take; writes nothing."""
         self._prepare_process()
-        check_same_run(self.folder, self.provenance)
+        self._output.check()
         return estimate(self.plan, self.source, num_batches, self._sample())
 
     def check_agreement(self, found: Agreement | None) -> None:
@@ -187,12 +174,12 @@ class Job:
         if self.source.device.type == "cpu":
             keep_freed_memory()
 
-    def _check_agreement(self) -> None:
+    def _check_sample(self) -> None:
         """Checks the teacher's answers to a sample before anything is written; a run that goes on did so at its start."""
         if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:  # what `check_agreement` never refuses
             return
-        check_same_run(self.folder, self.provenance)
-        if not any((self.folder / name).exists() for name in self.provenance.shard_names):
+        self._output.check()
+        if not any(path.exists() for path in self._output.shards):
             self.check_agreement(self._sample())
 
     def _sample(self) -> Agreement | None:
@@ -207,9 +194,9 @@ class Job:
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
-        missing = open_run(self.folder, self.provenance, self.plan.base, lock, part)
+        missing = self._output.open(self.plan.base, lock, part)
         if missing:
-            note_processor(self.folder, describe_processor(self.source.device))
+            self._output.note_processor(describe_processor(self.source.device))
         return missing
 
     def _log_plan(self, missing: list[int], state: PartialState) -> None:
@@ -243,7 +230,6 @@ class Job:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
             rows = RowStream(progress.counted(views), provenance.num_views, with_tails=provenance.signal == IMAGE_TAIL)
             features = self.plan.features
-            names = provenance.shard_names
 
             def finish(writer: ShardWriter) -> None:
                 marker = writer.finish()
@@ -251,45 +237,40 @@ class Job:
                 progress.wrote(marker.file_bytes)
 
             for shard in shards:
-                writer = ShardWriter(self.folder / names[shard], features, provenance.fingerprint)
+                writer = ShardWriter(self._output.shards[shard], features, provenance.fingerprint)
                 unfinished.append(writer)
-                for base, part in self._rows_of(shard, rows):
-                    background.submit(_write, writer, base, part)
+                for numbers in row_groups(provenance, shard):
+                    group = rows.take(numbers)
+                    if self._check_rows is not None:
+                        self._check_rows(group)
+                    self._compare(group)
+                    background.submit(self._write, writer, group)
                 background.submit(finish, writer)
             background.wait()
 
-    def _rows_of(self, shard: int, stream: RowStream) -> Iterator[tuple[Callable[[], pa.Table], CompleteRows]]:
-        """Yields the row groups of a shard, checked, with what copies the base's columns of them.
+    def _write(self, writer: ShardWriter, rows: CompleteRows) -> None:
+        """Writes rows with the base's columns of them, whose images are copied here: in the thread, too."""
+        numbers = rows.columns[SOURCE_INDEX]
+        first, last = int(numbers[0]), int(numbers[-1]) + 1
+        column = self.provenance.image_column
+        base = as_table(self.plan.base, first, last, image_column=column, readable=rows.valid)
+        writer.write(base, rows.columns, rows.valid)
 
-        The stream holds the shards in order.
-        """
-        provenance = self.provenance
-        span = provenance.shard_range(shard)
-        group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
-        for first in range(span.start, span.stop, group):
-            last = min(first + group, span.stop)
-            rows = stream.take(first, last)
-            if self._check_rows is not None:
-                self._check_rows(rows)
-            self._compare(rows, first, last)
-            column = provenance.image_column
-            yield partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid), rows
-
-    def _compare(self, rows: CompleteRows, first: int, last: int) -> None:
-        """Counts the unmixed views of rows `first` to `last`, and those whose most probable class is the label."""
+    def _compare(self, rows: CompleteRows) -> None:
+        """Counts the unmixed views of rows, and those whose most probable class is the label."""
         if self.plan.labels is None:
             return
         favourites_RV = rows.columns[TEACHER_IDS][:, :, 0]
         counted_RV = np.repeat(rows.valid[:, None], favourites_RV.shape[1], axis=1)
         if AUG_PREFIX + PARTNER in rows.columns:
             counted_RV &= rows.columns[AUG_PREFIX + PARTNER] == NO_PARTNER
-        agrees_RV = favourites_RV == self.plan.labels[first:last, None]
+        agrees_RV = favourites_RV == self.plan.labels[rows.columns[SOURCE_INDEX], None]
         self._compared += counted_RV.sum(), (agrees_RV & counted_RV).sum()
 
     def _complete(self, progress: RunProgress, part: Part) -> None:
         """Writes the final provenance and the card, if all shards are there."""
         provenance = self.provenance
-        missing = missing_shards(self.folder, provenance, range(provenance.num_shards))
+        missing = self._output.missing(range(provenance.num_shards))
         if missing:
             others = sorted({index % part.count for index in missing})
             logger.info(
@@ -302,34 +283,18 @@ class Job:
                 part.count,
             )
             return
-        file_bytes = complete_run(self.folder, provenance)
-        if len(provenance.skipped_rows) == provenance.num_rows:
-            raise DataError(
-                f"at least one image must be readable, but all {provenance.num_rows} rows were skipped. Correct the images, or "
-                "name another `image_column`."
-            )
-        logger.info(
-            "%s: %d rows x %d views, %s in %d shards%s%s",
-            self.folder,
-            provenance.num_rows,
-            provenance.num_views,
-            format_bytes(file_bytes),
-            provenance.num_shards,
-            progress.summary(),
-            f"; {len(provenance.skipped_rows)} undecodable rows skipped" if provenance.skipped_rows else "",
-        )
+        self._output.complete(progress.summary())
 
 
 @contextmanager
 def _deleting_unfinished() -> Iterator[list[ShardWriter]]:
-    """Gives a list for the shards that are being written; those that are in it at the end of the block are deleted."""
+    """Gives a list for the shards that are being written; those that are in it at the end of the block are deleted.
+
+    Those that are finished leave it: each holds the schema with all class names.
+    """
     writers: list[ShardWriter] = []
     try:
         yield writers
     finally:
         for writer in writers:
             writer.__exit__(None, None, None)
-
-
-def _write(writer: ShardWriter, base: Callable[[], pa.Table], rows: CompleteRows) -> None:
-    writer.write(base(), rows.columns, rows.valid)  # here, so that images are copied in the thread, too

@@ -15,18 +15,9 @@ import numpy as np
 import torch
 
 from hf_dr.errors import DataError
+from hf_dr.store import schema
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import (
-    AUG_PREFIX,
-    IMAGE_HASH,
-    SOURCE_INDEX,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    VIEWS_HASH,
-)
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, ImageTails, sample, sampling_uniform
 from hf_dr.teacher.topk import later_top_k
@@ -160,11 +151,11 @@ class Labeller:
         ids_NK, logprobs_NK = reply.short()
         return ViewColumns(
             {
-                IMAGE_HASH: batch.image_hashes,
-                VIEWS_HASH: batch.view_hashes,
-                TEACHER_IDS: ids_NK,
-                TEACHER_LOGPROBS: logprobs_NK,
-                **{AUG_PREFIX + name: values for name, values in batch.params.items()},
+                schema.IMAGE_HASH: batch.image_hashes,
+                schema.VIEWS_HASH: batch.view_hashes,
+                schema.TEACHER_IDS: ids_NK,
+                schema.TEACHER_LOGPROBS: logprobs_NK,
+                **{schema.AUG_PREFIX + name: values for name, values in batch.params.items()},
             },
             batch.valid,
             None if reply.scores is None else reply.scores.get()[0].numpy(),
@@ -307,9 +298,9 @@ class RowStream:
         self._buffer = _Buffer(num_views)
         self._tails = ImageTails(num_views) if with_tails else None
 
-    def take(self, first: int, last: int) -> CompleteRows:
-        """Returns rows `first` to `last`, which must be the next ones of the stream."""
-        count = last - first
+    def take(self, rows: range) -> CompleteRows:
+        """Returns rows, which must be the next ones of the stream."""
+        count = len(rows)
         while self._buffer.num_rows < count:
             views = next(self._views)
             if self._tails is not None:
@@ -319,10 +310,10 @@ class RowStream:
             self._buffer.add(replace(views, answers=None))
         views = self._buffer.take(count)
         columns = views.columns
-        view_hashes_RV = columns[VIEWS_HASH]
-        columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
-        columns[IMAGE_HASH] = columns[IMAGE_HASH][:, 0]
-        columns[VIEWS_HASH] = np.array([combine_hashes(hashes_V) for hashes_V in view_hashes_RV], np.uint64)
+        view_hashes_RV = columns[schema.VIEWS_HASH]
+        columns[schema.SOURCE_INDEX] = np.array(rows, np.int64)
+        columns[schema.IMAGE_HASH] = columns[schema.IMAGE_HASH][:, 0]
+        columns[schema.VIEWS_HASH] = np.array([combine_hashes(hashes_V) for hashes_V in view_hashes_RV], np.uint64)
         if self._tails is not None:
-            columns[TAIL_IDS], columns[TAIL_LOGPROBS] = self._tails.take(count)
+            columns[schema.TAIL_IDS], columns[schema.TAIL_LOGPROBS] = self._tails.take(count)
         return CompleteRows(columns, views.valid[:, 0], view_hashes_RV)

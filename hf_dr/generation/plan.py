@@ -18,16 +18,10 @@ import PIL.features
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import expanded
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ImportConfig, ReinforceConfig
 from hf_dr.generation.teachers import checked_labels
 from hf_dr.settings import check_kind
-from hf_dr.store.base_dataset import (
-    check_dataset,
-    checked_origin,
-    content_hash,
-    label_advice,
-    undecoded_images,
-)
+from hf_dr.store.base_dataset import check_dataset, checked_origin, content_hash, label_advice, undecoded_images
 from hf_dr.store.named_files import stored_columns
 from hf_dr.store.provenance import Provenance, added_features
 from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
@@ -140,41 +134,65 @@ def plan_run(
                 "Name that of the class numbers by `label_column` (text is made into them by `dataset.class_encode_column`).",
             ),
         )
-    images = undecoded_images(dataset, image_column)
-    stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
-    provenance = Provenance(
-        config_name=config.config_name or _name_of(augmentation),
-        split=split_name(dataset),
-        augmentation=augmentation.to_list(),
+    return make_plan(
+        dataset,
+        augmentation,
+        config,
+        (image_column, label_column),
+        labels,
         num_views=config.num_views,
         top_k=top_k,
         num_classes=teacher.num_classes,
         seed=config.seed,
-        shard_size=choose_shard_size(config.shard_size, len(dataset)),
+        mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
+        on_bad_image=config.on_bad_image,
+        base={**known, **(base or {}), "content_hash": content_hash(undecoded_images(dataset, image_column))},
+        teacher=teacher.provenance(),
+        library_versions=library_versions(),
+        created_with=f"hf_dr {__version__}",
+        candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
+        signal=config.signal,
+    )
+
+
+def make_plan(
+    dataset: datasets.Dataset,
+    augmentation: Augmentation,
+    config: ReinforceConfig | ImportConfig,
+    columns: tuple[str, str | None],
+    labels: np.ndarray | None,
+    **settings: Any,
+) -> Plan:
+    """Returns what is made of a dataset, which was checked.
+
+    Args:
+        dataset: The base.
+        augmentation: The ops that make the views, or made them.
+        config: How it is stored.
+        columns: Those of the images and of the labels.
+        labels: Class of each row, int64 (rows,); None where there are none.
+        **settings: The fields of `Provenance` that do not follow from these.
+    """
+    config_name = config.config_name or _name_of(augmentation)
+    image_column, label_column = columns
+    stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
+    provenance = Provenance(
+        config_name=config_name,
+        split=_split_name(dataset),
+        augmentation=augmentation.to_list(),
+        shard_size=_choose_shard_size(config.shard_size, len(dataset)),
         num_rows=len(dataset),
         overlay=config.overlay,
         image_column=image_column,
         label_column=label_column,
-        mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
-        on_bad_image=config.on_bad_image,
-        base={**known, **(base or {}), "content_hash": content_hash(images)},
-        teacher=teacher.provenance(),
-        library_versions=library_versions(),
-        created_with=f"hf_dr {__version__}",
         skipped_rows=[],
         schema_version=SCHEMA_VERSION,
-        candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
-        signal=config.signal,
+        **settings,
     )
     provenance.check()
-    return Plan(
-        provenance,
-        augmentation,
-        images,
-        dataset.select_columns(stored),
-        expanded(config.output_dir) / provenance.config_name,
-        labels,
-    )
+    folder = expanded(config.output_dir) / config_name
+    images = undecoded_images(dataset, image_column)
+    return Plan(provenance, augmentation, images, dataset.select_columns(stored), folder, labels)
 
 
 def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_column: str | None) -> None:
@@ -190,12 +208,12 @@ def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_
         )
 
 
-def split_name(dataset: datasets.Dataset) -> str:
+def _split_name(dataset: datasets.Dataset) -> str:
     """Returns the name of the split that a dataset is, or is a part of: `train` for `train[:100]`."""
     return re.sub(r"[^A-Za-z0-9_.-]+.*", "", str(dataset.split or "train")) or "train"
 
 
-def choose_shard_size(wanted: int | None, num_rows: int) -> int:
+def _choose_shard_size(wanted: int | None, num_rows: int) -> int:
     """Returns the examples in each shard. Default: 1024, or an eighth of a smaller dataset."""
     size = wanted or min(1024, math.ceil(num_rows / 8))
     if size * MAX_SHARDS < num_rows:

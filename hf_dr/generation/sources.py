@@ -39,13 +39,11 @@ class Timing:
         columns: Of the timed spans.
         seconds_augment: For making one view, on one core; where an accelerator makes it, for decoding and drawing alone.
         seconds_teacher: For one answer, on one core or accelerator, with all else that the accelerator does for it.
-        on_device: Whether the teacher's device makes the views.
     """
 
     columns: list[ViewColumns]
     seconds_augment: float
     seconds_teacher: float
-    on_device: bool = False
 
 
 class AnswerSource(ABC):
@@ -64,12 +62,13 @@ class AnswerSource(ABC):
 
     Attributes:
         device: Where the teacher is.
+        on_device: Whether the views are made there.
         labeller, workers, batch_size: As they were given.
         first_new: The teacher is asked for the views of each example from this number on; answers to those before are stored
             already. 0 but for an extension by more views.
     """
 
-    _on_device = False  # whether the views are made on the teacher's device
+    on_device = False
 
     def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
         self.device = labeller.teacher.device
@@ -99,7 +98,7 @@ class AnswerSource(ABC):
         teaching = time.perf_counter() - began
         made = sum(span.stop - span.start for span in spans)
         asked = sum(int(self.labeller.is_asked(span).sum()) for span in spans[1:])
-        return Timing(columns, augmenting / made, teaching / max(1, asked), self._on_device)
+        return Timing(columns, augmenting / made, teaching / max(1, asked))
 
     def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
         """Does all that needs no accelerator on one core, and returns what does the rest, span by span."""
@@ -124,9 +123,7 @@ def choose_source(
         if not reasons:
             return DeviceSource(maker, labeller, CPU_BATCH if on_cpu else batch_size, workers)
         if augment_on == "device":
-            raise NotOnDeviceError(
-                f"`augment_on` must be `cpu` or `auto` for these views, got `device`: {reasons}. Leave it out."
-            )
+            raise NotOnDeviceError(f"`augment_on` must be `cpu` or `auto` here, got `device`: {reasons}. Leave it out.")
         logger.warning("Views are made on the CPU, which takes longer: %s.", reasons)
     if on_cpu:
         return ThreadSource(maker, labeller, CPU_BATCH, workers)
@@ -221,7 +218,7 @@ class DeviceSource(AnswerSource):
     The ops must have device versions (`unsupported`).
     """
 
-    _on_device = True
+    on_device = True
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; the device has a few batches of work before it.

@@ -192,6 +192,10 @@ def verify(
     )
 
 
+# uint8 views (B, C, H, W), pixel hashes of their images (B,) -> log-probabilities (B, C), as `Teacher.answer`
+_Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+
+
 def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
     """Returns a function that asks the teacher again, the given one or that of the provenance; None if none is to be asked."""
     if not ask_teacher:
@@ -248,12 +252,8 @@ def _replay_row(
     tail = _Tail(*plus.image_tail(row), plus.num_views) if plus.signal == IMAGE_TAIL else None
     for view, pixels in enumerate(replayed(plus, row, maker)):
         hashes[view] = hash_view(pixels)
-        compared.add(pixels, image_hash, *plus.teacher_answer(row, view), tail)
+        compared.add(pixels, image_hash, plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
-
-
-# uint8 views (B, C, H, W), pixel hashes of their images (B,) -> log-probabilities (B, C), as `Teacher.answer`
-_Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
 def _as_made(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
@@ -309,17 +309,12 @@ class _Comparison:
         self._same_top1: list[np.ndarray] = []  # whether the most probable class is the stored one, of each batch
 
     def add(
-        self,
-        pixels_HWC: np.ndarray,
-        image_hash: np.uint64,
-        ids_K: np.ndarray,
-        logprobs_K: np.ndarray,
-        tail: _Tail | None,
+        self, pixels_HWC: np.ndarray, image_hash: np.uint64, answer: tuple[np.ndarray, np.ndarray], tail: _Tail | None
     ) -> None:
         """Adds a view with its image's hash and its stored answer, and its row's tail if there is one."""
         if self._teacher is None:
             return
-        self._waiting.append((pixels_HWC, image_hash, ids_K, logprobs_K, tail))
+        self._waiting.append((pixels_HWC, image_hash, *answer, tail))
         if len(self._waiting) == self._batch_size:
             self._compare()
 

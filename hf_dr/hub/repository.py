@@ -19,13 +19,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils.sha import git_hash
@@ -135,7 +129,7 @@ class Repository:
         """Creates the repository and the branch if they do not exist; `create_pr` is the title of a pull request."""
         try:
             user = ask(self.api.whoami, "log in to the Hub")["name"]
-        except LocalTokenNotFoundError as error:
+        except errors.LocalTokenNotFoundError as error:
             raise HubError("expected a token to push with, found none. Log in with `hf auth login`.") from error
         ask(lambda: self.api.create_repo(**self._where, private=private, exist_ok=True), f"create {self.id}")
         if private:
@@ -154,7 +148,7 @@ class Repository:
         def is_public() -> bool:
             try:
                 return self.api.repo_info(**self._where).private is False
-            except RepositoryNotFoundError:  # before a push that would create it
+            except errors.RepositoryNotFoundError:  # before a push that would create it
                 return False
 
         if ask(is_public, f"read {self.id}"):
@@ -180,7 +174,7 @@ class Repository:
                 assert commit is not None
                 tree = self.api.list_repo_tree(**self._where, revision=commit, recursive=True)
                 return Remote(commit, {item.path: item for item in tree if isinstance(item, RepoFile)})
-            except (RepositoryNotFoundError, RevisionNotFoundError):
+            except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
                 if missing_ok:
                     return Remote("", {})
                 raise
@@ -257,7 +251,7 @@ def publish(
     *,
     private: bool | None,
     message: str,
-    stale: Callable[[str], bool] = lambda path: False,
+    stale: Callable[[str], bool],
     check: Callable[[Repository, Remote], None] = lambda repository, remote: None,
     create_pr: bool = False,
     tags: Sequence[str] = (),
@@ -359,7 +353,7 @@ def _commit(content: _Content, message: str) -> Push:
     repository = content.repository
     bases: list[str] = []  # for each attempt the head on which it was based
 
-    def attempt() -> Push | HfHubHTTPError:
+    def attempt() -> Push | errors.HfHubHTTPError:
         remote, text = content.read()
         push = content.push(remote, text, remote.commit)
         wanted = {**content.operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
@@ -376,7 +370,7 @@ def _commit(content: _Content, message: str) -> Push:
                 revision=repository.revision,
                 parent_commit=remote.commit,
             )
-        except HfHubHTTPError as error:
+        except errors.HfHubHTTPError as error:
             if error.response.status_code in _MOVED and "/commit/" in error.response.request.url.path:
                 return error
             raise

@@ -8,18 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from huggingface_hub import close_session
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import close_session, errors
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from hf_dr.errors import HfDrError, HubError
@@ -31,7 +20,7 @@ ATTEMPTS = 6
 BASE_DELAY = 1.0  # seconds before the second attempt; doubled before each further one
 MAX_DELAY = 300.0  # seconds, also where the Hub asks for longer
 # What the Hub's client sends requests with: httpx2, and httpx before huggingface_hub 2.0. Its errors have the same names.
-httpx = sys.modules[HTTPError.__module__]
+httpx = sys.modules[errors.HTTPError.__module__]
 # What a connection dies of. The client itself neither retries a download that is reset in the middle nor a commit.
 _TRANSPORT = (
     httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError,
@@ -106,7 +95,7 @@ def ask(call: Callable[[], _Result], what: str) -> _Result:
 
     try:
         return with_retries(sensible, what)
-    except RemoteEntryNotFoundError as error:
+    except errors.RemoteEntryNotFoundError as error:
         raise _answered(error, what) from error
 
 
@@ -117,12 +106,12 @@ class _SenselessAnswerError(ConnectionError):
 def is_unreachable(error: BaseException) -> bool:
     """Whether a request failed because the Hub could not be reached or could not answer, so that a cache may stand in."""
     cause = _cause(error)
-    return isinstance(cause, OfflineModeIsEnabled) or _is_passing(cause)
+    return isinstance(cause, errors.OfflineModeIsEnabled) or _is_passing(cause)
 
 
 def _cause(error: BaseException) -> BaseException:
     """Returns the first error in the chain that says something about the connection: the client wraps it in its own errors."""
-    telling = (HfHubHTTPError, FileMetadataError, *_TRANSPORT)
+    telling = (errors.HfHubHTTPError, errors.FileMetadataError, *_TRANSPORT)
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, telling) or _CLOSED in str(found):
@@ -135,13 +124,13 @@ def _mask(error: BaseException | None) -> None:
     """Hides tokens in an error and in what led to it: whoever prints its traceback prints them all."""
     while error is not None:
         error.args = tuple(without_secrets(arg) if isinstance(arg, str) else arg for arg in error.args)
-        if isinstance(error, HfHubHTTPError):
+        if isinstance(error, errors.HfHubHTTPError):
             error.server_message = without_secrets(error.server_message or "")
         error = error.__cause__ or error.__context__
 
 
 def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return True  # what the client says of a download that came short
@@ -150,27 +139,28 @@ def _is_passing(error: BaseException) -> bool:
 
 def _refusal(error: BaseException, what: str) -> HubError | None:
     """Returns the error, with what to do, for what no repetition can fix; None for all else."""
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         advice = "it is not in the cache and HF_HUB_OFFLINE is set. Unset it, or fetch it once with a connection"
         return HubError(f"expected to {what}, but {advice}.")
-    if isinstance(error, FileMetadataError):
+    if isinstance(error, errors.FileMetadataError):
         return HubError(f"expected to {what}, but what answered is no Hub. Check HF_ENDPOINT and any proxy.")
-    if not isinstance(error, HfHubHTTPError) or isinstance(error, RemoteEntryNotFoundError) or _is_passing(error):
+    is_missing_file = isinstance(error, errors.RemoteEntryNotFoundError)
+    if not isinstance(error, errors.HfHubHTTPError) or is_missing_file or _is_passing(error):
         return None
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         advice = "Accept its terms on its page on the Hub, and log in with `hf auth login`"
-    elif isinstance(error, RevisionNotFoundError):
+    elif isinstance(error, errors.RevisionNotFoundError):
         advice = "Check `revision`: it must be a branch, a tag or a commit of the repository"
-    elif isinstance(error, DisabledRepoError):
+    elif isinstance(error, errors.DisabledRepoError):
         advice = "Ask the owner of the repository"
-    elif isinstance(error, RepositoryNotFoundError) or error.response.status_code in (401, 403):
+    elif isinstance(error, errors.RepositoryNotFoundError) or error.response.status_code in (401, 403):
         advice = "Check the name; for a private repository log in with `hf auth login`, as one who may do this"
     else:
         return _answered(error, what)
     return HubError(f"expected to {what}, but the Hub refused: {describe(error)}. {advice}.")
 
 
-def _answered(error: HfHubHTTPError, what: str) -> HubError:
+def _answered(error: errors.HfHubHTTPError, what: str) -> HubError:
     advice = "Check the names, HF_ENDPOINT and any proxy, and run it again"
     return HubError(f"expected to {what}, but the Hub answered {describe(error)}. {advice}.")
 
@@ -179,7 +169,7 @@ def describe(error: BaseException) -> str:
     """Returns an error in one line: without addresses, which may hold a signature, and without tokens."""
     if isinstance(error, _SenselessAnswerError):
         return f"an answer that is not a Hub's ({type(error.__cause__).__name__})"
-    if not isinstance(error, HfHubHTTPError):
+    if not isinstance(error, errors.HfHubHTTPError):
         return type(error).__name__
     status = f"{error.response.status_code} {error.response.reason_phrase}"
     said = " ".join(without_secrets(error.server_message or "").split())
@@ -188,7 +178,7 @@ def describe(error: BaseException) -> str:
 
 def _asked_delay(error: BaseException) -> float:
     """Seconds that the Hub asks to wait; 0 where it does not."""
-    if not isinstance(error, HfHubHTTPError):
+    if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     headers = error.response.headers
     asked = headers.get("retry-after", "").strip()

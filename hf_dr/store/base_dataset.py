@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 _SAMPLED_ROWS = 64
 _WHERE = "the name, `dataset_config` and `split`"  # the settings that most commands have for a base dataset
 _SAVED_SPLITS = "dataset_dict.json"  # in the folder of a saved DatasetDict
-_EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
 
 
 def load_base(
@@ -134,9 +133,7 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
         files = (builder.config.data_files or {}).get(split)
         if files is None:
             splits = ", ".join(map(str, builder.config.data_files or ()))
-            raise DataError(
-                f"{name!r} must have the split `{split}`, found {splits}. Check the name and `dataset_config`."
-            )
+            raise DataError(f"{name!r} must have the split `{split}`, found {splits}. Check name and `dataset_config`.")
     return [str(file) for file in files]
 
 
@@ -536,58 +533,3 @@ def checked_origin(dataset: datasets.Dataset, files_from: Sequence[str]) -> dict
     if described["id"] is not None:
         check_own_files(dataset, described["id"], repo_id=described["id"], files_from=files_from)
     return described
-
-
-def as_table(
-    dataset: datasets.Dataset,
-    start: int,
-    stop: int,
-    *,
-    image_column: str | None = None,
-    readable: np.ndarray | None = None,
-) -> Any:
-    """Returns rows `start` to `stop` - 1 as an Arrow table, selections and shuffles applied, named files embedded.
-
-    Args:
-        image_column: Column of the images, if the dataset has it here.
-        readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
-            image may be any file, and is not to be copied.
-
-    Returns:
-        A table in chunks of a few rows, because one Arrow array takes less than 2 GiB of images.
-
-    Raises:
-        DataError: A file that is named cannot be read.
-    """
-    rows = dataset.with_format("arrow")
-    parts = []
-    for first in range(start, stop, _EMBEDDED_AT_ONCE):
-        last = min(first + _EMBEDDED_AT_ONCE, stop)
-        table = rows[first:last]
-        bad = np.zeros(last - first, bool) if readable is None else ~readable[first - start : last - start]
-        if bad.any() and image_column in table.column_names:
-            place = table.column_names.index(image_column)
-            kept = pa.array(np.arange(last - first), mask=bad)
-            table = table.set_column(place, table.schema.field(place), table.column(place).take(kept))
-        try:
-            parts.append(datasets.table.embed_table_storage(table))
-        except OSError as error:
-            raise _unreadable(table, first, error) from error
-    return pa.concat_tables(parts)
-
-
-def _unreadable(table: pa.Table, first: int, error: OSError) -> HfDrError:
-    """Returns the error that names the first file of a table that cannot be read; `first` is the table's first row."""
-    for row in range(table.num_rows):
-        for name in table.column_names:
-            try:
-                datasets.table.embed_table_storage(table.slice(row, 1).select([name]))
-            except OSError as found:
-                return DataError(
-                    f"the files that the dataset names must be readable, to be copied, but that of `{name}` in row "
-                    f"{first + row}: {str(found).rstrip('. ')}. Restore it, or leave the column or the row out."
-                )
-    return DataError(
-        f"the files that the dataset names must be readable, to be copied, but: {str(error).rstrip('. ')}. Run the same "
-        "command again."
-    )

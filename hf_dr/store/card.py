@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -23,21 +22,11 @@ from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import held, write_whole
-from hf_dr.store import schema
+from hf_dr.store import readme, schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding, save_finding
 from hf_dr.store.provenance import Provenance, config_names
-from hf_dr.store.readme import (
-    Data,
-    drop_parts,
-    dump_yaml,
-    edit_yaml,
-    merge_parts,
-    newline_of,
-    part_names,
-    read_entries,
-    split_readme,
-)
+from hf_dr.store.readme import Data
 from hf_dr.store.schema import LICENSES, PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
@@ -55,36 +44,26 @@ TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
 
 @dataclass(frozen=True)
 class CardConfig:
-    """What the card says about a finished configuration; of what was not looked for there is None."""
+    """What the card says about a configuration; of what was not looked for there is None.
+
+    One that is planned has no `features` yet; of its provenance only what is known before a run is shown.
+    """
 
     provenance: Provenance
-    features: Features
-    num_bytes: int
+    features: Features | None = None
+    num_bytes: int = 0
     """Size of its columns in memory, as Arrow."""
-    file_bytes: int
+    file_bytes: int = 0
     """Size of all shards."""
     statistics: Statistics | None = None
     verification: Verification | None = None
     students: Students | None = None
     has_contact_sheet: bool = False
 
-
-@dataclass(frozen=True)
-class PlannedConfig:
-    """What is known of a configuration before its run; the fields are those of `Provenance`."""
-
-    config_name: str
-    split: str
-    augmentation: list[dict[str, dict[str, Any]]]
-    num_views: int
-    top_k: int
-    seed: int
-    overlay: bool
-    mixing_scope: str
-    base: dict[str, Any]
-    teacher: dict[str, Any]
-    num_classes: int | None = None
-    signal: str = TOPK
+    @property
+    def is_planned(self) -> bool:
+        """Whether it was not made yet."""
+        return self.features is None
 
 
 def card_configs(folder: Path, names: Sequence[str]) -> dict[str, CardConfig]:
@@ -162,7 +141,7 @@ def read_card(path: Path) -> str | None:
         raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
 
 
-def update_card(existing: str | None, configs: Mapping[str, CardConfig | PlannedConfig], *, name: str) -> str:
+def update_card(existing: str | None, configs: Mapping[str, CardConfig], *, name: str) -> str:
     """Returns the card's whole text with these configurations; all that is not generated stays as it is.
 
     Doing it twice changes nothing, and configurations may come one by one in any order. The head and the foot are put only
@@ -180,15 +159,15 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig | Planned
     if not name.isprintable() or "`" in name or "<!--" in name:
         raise ConfigError(f"a dataset's name must be printable, without ` or <!--, got {name!r}. Rename it.")
     existing = existing or ""
-    newline = newline_of(existing)
-    opening, metadata, closing, body = split_readme(existing)
-    metadata = edit_yaml(metadata, partial(_metadata, configs), _KEYS, newline)
+    newline = readme.newline_of(existing)
+    opening, metadata, closing, body = readme.split_readme(existing)
+    metadata = readme.edit_yaml(metadata, partial(_metadata, configs), _KEYS, newline)
     if not body.strip():
         body = f"{body or newline}# {inline(name.rpartition('/')[2])}{newline}"
-    there = part_names(body)
+    there = readme.part_names(body)
     parts = {key: text for key, text in ((_HEAD, HEAD_TEXT), (_FOOT, FOOT_TEXT)) if key in there or not there}
     parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
-    return opening + metadata + closing + merge_parts(body, parts, _rank, newline)
+    return opening + metadata + closing + readme.merge_parts(body, parts, _rank, newline)
 
 
 def keep_configs(existing: str, names: Collection[str]) -> str:
@@ -202,13 +181,14 @@ def keep_configs(existing: str, names: Collection[str]) -> str:
             if not named.keys() <= set(names)
         }
 
-    opening, metadata, closing, body = split_readme(existing)
-    gone = [part for part in part_names(body) if part.startswith(f"{_CONFIG} ") and part.split()[1] not in names]
-    return opening + edit_yaml(metadata, kept, _KEYS, newline_of(existing)) + closing + drop_parts(body, gone)
+    opening, metadata, closing, body = readme.split_readme(existing)
+    metadata = readme.edit_yaml(metadata, kept, _KEYS, readme.newline_of(existing))
+    gone = [part for part in readme.part_names(body) if part.startswith(f"{_CONFIG} ") and part.split()[1] not in names]
+    return opening + metadata + closing + readme.drop_parts(body, gone)
 
 
 def _metadata_of(card: str | None) -> Data:
-    return {} if card is None else read_entries(split_readme(card)[1])[1]
+    return {} if card is None else readme.read_entries(readme.split_readme(card)[1])[1]
 
 
 def names_configs(card: str | None) -> bool:
@@ -254,20 +234,20 @@ def size_category(num_rows: int) -> str:
     return _SIZE_CATEGORIES[min(max(len(str(num_rows)) - 3, 0), len(_SIZE_CATEGORIES) - 1)]
 
 
-def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> Data:
+def _metadata(configs: Mapping[str, CardConfig], data: Data) -> Data:
     """Returns the generated keys with what they shall hold, merged with what the card has."""
-    about = [_about(config) for config in configs.values()]
-    finished = {name: config for name, config in configs.items() if isinstance(config, CardConfig)}
+    bases = [config.provenance.base for config in configs.values()]
+    finished = {name: config for name, config in configs.items() if not config.is_planned}
     tags, sources = _texts(data, _TAGS), _texts(data, _SOURCES)
     wanted: Data = {_TAGS: [*tags, *(tag for tag in TAGS if tag not in tags)]}
     if data.get(_TASKS) is None:
         wanted[_TASKS] = ["image-classification"]
-    licenses = {shown_text(license, 100) for one in about if isinstance(license := one.base.get("license"), str)}
+    licenses = {shown_text(license, 100) for base in bases if isinstance(license := base.get("license"), str)}
     if data.get(_LICENSE) is None and len(licenses) == 1 and LICENSES not in min(licenses):  # the Hub knows single ones
         wanted[_LICENSE] = licenses.pop()
-    bases = {str(one.base.get("id")) for one in about if is_hub_id(one.base.get("id"))}
-    if bases - set(sources):
-        wanted[_SOURCES] = sorted({*sources, *bases})
+    ids = {str(base.get("id")) for base in bases if is_hub_id(base.get("id"))}
+    if ids - set(sources):
+        wanted[_SOURCES] = sorted({*sources, *ids})
     if finished:
         infos = {**_entries(data, _INFO), **{name: _info(config) for name, config in finished.items()}}
         files = _entries(data, _CONFIGS)
@@ -320,7 +300,7 @@ def _info(config: CardConfig) -> Data:
         download_size=config.file_bytes,
         dataset_size=config.num_bytes,
     )
-    return yaml.safe_load(dump_yaml(info._to_yaml_dict()))  # plain types, as a card gives them back
+    return yaml.safe_load(readme.dump_yaml(info._to_yaml_dict()))  # plain types, as a card gives them back
 
 
 def _num_rows(info: Data) -> int:
@@ -343,34 +323,31 @@ def _linked(value: object, kind: str = "") -> str:
     return f"[{value}](https://huggingface.co/{kind}{value})" if is_hub_id(value) else inline(value)
 
 
-def _section(config: CardConfig | PlannedConfig, name: str) -> str:
+def _section(config: CardConfig, name: str) -> str:
     """Returns all that the card says about one configuration."""
-    about = _about(config)
-    parts = [f"## {about.config_name}", _what_it_is(about), _how_to_use(about, name), _settings(config)]
-    parts += ["### Teachers", *_teachers(about)]
-    if isinstance(config, CardConfig):
-        if config.statistics is not None:
-            parts += ["### Statistics", *_statistics(config, config.statistics)]
-        if config.verification is not None:
-            parts += ["### Verification", _verification(config.verification)]
-        if config.students is not None:
-            head, *rows = ([*map(inline, row)] for row in [config.students.head, *config.students.rows])
-            parts += ["### Students", markdown_table(head, rows)]
-        if config.has_contact_sheet:
-            parts += ["### Views", f"![Images, views and answers]({about.config_name}/{schema.CONTACT_SHEET_FILE})"]
+    title = config.provenance.config_name
+    parts = [f"## {title}", _what_it_is(config), _how_to_use(config, name), _settings(config)]
+    parts += ["### Teachers", *_teachers(config)]
+    if config.statistics is not None:
+        parts += ["### Statistics", *_statistics(config, config.statistics)]
+    if config.verification is not None:
+        parts += ["### Verification", _verification(config.verification)]
+    if config.students is not None:
+        head, *rows = ([*map(inline, row)] for row in [config.students.head, *config.students.rows])
+        parts += ["### Students", markdown_table(head, rows)]
+    if config.has_contact_sheet:
+        parts += ["### Views", f"![Images, views and answers]({title}/{schema.CONTACT_SHEET_FILE})"]
+    if not config.is_planned:
         parts += ["### How it was made", _how_made(config.provenance)]
     return "\n\n".join(parts)
 
 
-def _about(config: CardConfig | PlannedConfig) -> Provenance | PlannedConfig:
-    return config.provenance if isinstance(config, CardConfig) else config
-
-
-def _what_it_is(about: Provenance | PlannedConfig) -> str:
+def _what_it_is(config: CardConfig) -> str:
+    about = config.provenance
     base = _linked(about.base.get("id") or "a dataset without a name", "datasets/")
     details = [f"{key} {inline(about.base[key])}" for key in ("config", "revision") if about.base.get(key)]
     base += f" ({', '.join(details)})" if details else ""
-    rows = f"each of the {about.num_rows:,} examples" if isinstance(about, Provenance) else "each example"
+    rows = "each example" if config.is_planned else f"each of the {about.num_rows:,} examples"
     classes = f" of {about.num_classes:,}" if about.num_classes else ""
     kept = f"the teacher's {about.top_k} most probable{classes} classes"
     if about.signal == SAMPLED:
@@ -378,7 +355,7 @@ def _what_it_is(about: Provenance | PlannedConfig) -> str:
     text = f"{about.num_views:,} views of {rows} of {base}, split `{about.split}`, each with {kept}."
     if about.signal == IMAGE_TAIL:
         text += " Each example also has the most probable classes of the mean over its views, which shapes the rest."
-    if not isinstance(about, Provenance):
+    if config.is_planned:
         text = f"**Planned; not made yet.** {text}"
     if about.overlay:
         text += (
@@ -388,7 +365,8 @@ def _what_it_is(about: Provenance | PlannedConfig) -> str:
     return text
 
 
-def _how_to_use(about: Provenance | PlannedConfig, name: str) -> str:
+def _how_to_use(config: CardConfig, name: str) -> str:
+    about = config.provenance
     quoted, place = json.dumps(name, ensure_ascii=False), shlex.quote(name)
     join = flags = ""
     if about.overlay:
@@ -398,9 +376,8 @@ def _how_to_use(about: Provenance | PlannedConfig, name: str) -> str:
         if is_safe_name(str(about.base.get("config") or "")):
             flags += f" --base_config {about.base['config']}"
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
-    is_pinned = isinstance(about, PlannedConfig)
     known = all(
-        is_hub_id(member.get("id")) and (is_pinned or is_commit(member.get("revision")))
+        is_hub_id(member.get("id")) and (config.is_planned or is_commit(member.get("revision")))
         for member in about.teacher["members"]
     )
     teacher = "" if known else " --no_teacher"
@@ -428,8 +405,8 @@ _PARTNERS = {
 }
 
 
-def _settings(config: CardConfig | PlannedConfig) -> str:
-    about = _about(config)
+def _settings(config: CardConfig) -> str:
+    about = config.provenance
     ops = [(op, settings) for item in about.augmentation for op, settings in item.items()]
     shown = [code(f"{op}({', '.join(f'{k}={_rounded(v)}' for k, v in settings.items())})") for op, settings in ops]
     classes = f" of {about.num_classes:,}" if about.num_classes else ""
@@ -437,7 +414,7 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         ("Augmentation", "<br>".join(shown)),
         ("Views of each example, V", f"{about.num_views:,}"),
     ]
-    if isinstance(about, Provenance) and about.candidates is not None:
+    if about.candidates is not None:
         chosen = f"{about.candidates['num']:,} candidates: {schema.KEEP[about.candidates['keep']]}"
         rows.append(("Chosen among", chosen))
     rows.append(("Classes kept of each answer, K", f"{about.top_k:,}{classes}"))
@@ -448,8 +425,7 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, inline(about.mixing_scope))))
     if about.base.get("license"):
         rows.append(("Licence of the base dataset", inline(about.base["license"])))
-    if isinstance(config, CardConfig):
-        about = config.provenance
+    if not config.is_planned:
         skipped = len(about.skipped_rows)
         without = f" ({skipped:,} of them could not be decoded and have no views)" if skipped else ""
         rows.append(("Rows", f"{about.num_rows:,}{without}"))
@@ -457,7 +433,8 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
     return markdown_table(["", ""], rows)
 
 
-def _teachers(about: Provenance | PlannedConfig) -> list[str]:
+def _teachers(config: CardConfig) -> list[str]:
+    about = config.provenance
     members = about.teacher["members"]
     rows, commercial, unknown = [], [], []
     for member in members:
@@ -481,7 +458,7 @@ def _teachers(about: Provenance | PlannedConfig) -> list[str]:
         temperature = about.teacher["temperature"]
         parts.append(f"The logarithms of their probabilities were divided by the temperature {temperature:g}.")
     made = about.teacher.get(schema.EXTENDED_FROM)
-    if isinstance(about, Provenance) and made is not None:
+    if made is not None:
         parts.append(
             f"The first {made['num_members']} stand in the average with their stored top-{about.top_k} answers, "
             "the rest of the mass spread evenly: the others were added later."
@@ -492,7 +469,7 @@ def _teachers(about: Provenance | PlannedConfig) -> list[str]:
             "The answers stored here are made with them: whether that licence reaches the answers, and students that learn "
             "from them, is for you to settle before any commercial use."
         )
-    if unknown and isinstance(about, Provenance):
+    if unknown and not config.is_planned:
         parts.append(
             f"> **Unknown licence.** The licence of {', '.join(unknown)} is not known. Find it out before you publish or use "
             "what is made with its answers."
@@ -535,17 +512,7 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
     counts["the base's own columns"] = sum(n for name, n in found.columns.items() if not is_reserved(name))
     counts["structure of the files"] = config.file_bytes - sum(counts.values())
     sizes = [(group, f"{count:,}", f"{count / views:.2f}") for group, count in counts.items()]
-    most = math.log(config.provenance.num_classes)
-    lines = [
-        ("Mean entropy", f"{found.entropy:.3f} nats of at most {most:.3f}"),
-        ("Mean probability of the kept classes together", f"{found.kept_mass:.4f}"),
-    ]
-    if found.agreement is not None and found.ece is not None:
-        share = f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views"
-        lines.append(("Most probable class is the label", share))
-        lines.append(("Calibration error against the labels (ECE)", f"{found.ece:.4f}"))
-    if found.nll is not None:
-        lines.append(("Negative log-probability of the label", f"{found.nll:.4f} nats"))
+    lines = found.lines(config.provenance.num_classes, config.provenance.signal)
     return [markdown_table(["teacher's answers", ""], lines), markdown_table(["part", "bytes", "bytes a view"], sizes)]
 
 

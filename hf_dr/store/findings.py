@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from hf_dr.errors import FormatError
 from hf_dr.files import write_json
 from hf_dr.store.json_files import Count, FiniteFloat, read_object, validated
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
+from hf_dr.teacher.names import IMAGE_TAIL, SAMPLED, TOPK
 
 FINGERPRINT_KEY = "fingerprint"
 """Where a finding has its run's fingerprint: a JSON field, or the PNG text of that name."""
@@ -31,6 +33,28 @@ class Statistics:
     agreement: FiniteFloat | None = None
     ece: FiniteFloat | None = None
     nll: FiniteFloat | None = None
+
+    def lines(self, num_classes: int, signal: str) -> list[tuple[str, str]]:
+        """Returns names and values of what the teacher's answers are like, for the card and for `print`."""
+        most = math.log(num_classes)
+        lines = [
+            ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} ({_REST[signal]})"),
+            ("kept mass", f"{self.kept_mass:.4f}"),
+        ]
+        if self.agreement is not None and self.ece is not None:
+            lines.append(
+                ("top-1 is the label", f"{100 * self.agreement:.2f} % of {self.unmixed_views:,} unmixed views")
+            )
+            lines.append(("calibration error", f"{self.ece:.4f} (ECE, 15 bins)"))
+            lines.append(("NLL of the label", "not known" if self.nll is None else f"{self.nll:.4f} nats"))
+        return lines
+
+
+_REST = {
+    TOPK: "the rest of the mass spread evenly",
+    IMAGE_TAIL: "the rest of the mass as in the image's tail",
+    SAMPLED: "of the drawn classes",
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files that the cells of a dataset name, and which of them may be read.
+"""Files that the cells of a dataset name, which of them may be read, and rows with their files embedded.
 
 A cell of an image, audio, video or document column holds the bytes of a file or only its path. Whoever made the dataset
 chose the path, and a "+" dataset, which people publish, gets the bytes: so a dataset that is loaded by its name may name its
@@ -24,11 +24,13 @@ from datasets.utils.file_utils import hash_url_to_filename
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError, DataError, HfDrError
 from hf_dr.files import expanded
 from hf_dr.settings import check_names
 
 logger = logging.getLogger(__name__)
+
+_EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
 
 
 @dataclass(frozen=True)
@@ -227,3 +229,58 @@ def describe_named_files(dataset: datasets.Dataset) -> str | None:
     folders = {path if "://" in path else str(Path(path).absolute().parent) for path in paths}
     where = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else min(folders)
     return f"{count:,} files that `{'`, `'.join(columns)}` name{'s' if len(columns) == 1 else ''} in {where}"
+
+
+def as_table(
+    dataset: datasets.Dataset,
+    start: int,
+    stop: int,
+    *,
+    image_column: str | None = None,
+    readable: np.ndarray | None = None,
+) -> pa.Table:
+    """Returns rows `start` to `stop` - 1 as an Arrow table, selections and shuffles applied, named files embedded.
+
+    Args:
+        image_column: Column of the images, if the dataset has it here.
+        readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
+            image may be any file, and is not to be copied.
+
+    Returns:
+        A table in chunks of a few rows, because one Arrow array takes less than 2 GiB of images.
+
+    Raises:
+        DataError: A file that is named cannot be read.
+    """
+    rows = dataset.with_format("arrow")
+    parts = []
+    for first in range(start, stop, _EMBEDDED_AT_ONCE):
+        last = min(first + _EMBEDDED_AT_ONCE, stop)
+        table = rows[first:last]
+        bad = np.zeros(last - first, bool) if readable is None else ~readable[first - start : last - start]
+        if bad.any() and image_column in table.column_names:
+            place = table.column_names.index(image_column)
+            kept = pa.array(np.arange(last - first), mask=bad)
+            table = table.set_column(place, table.schema.field(place), table.column(place).take(kept))
+        try:
+            parts.append(datasets.table.embed_table_storage(table))
+        except OSError as error:
+            raise _unreadable(table, first, error) from error
+    return pa.concat_tables(parts)
+
+
+def _unreadable(table: pa.Table, first: int, error: OSError) -> HfDrError:
+    """Returns the error that names the first file of a table that cannot be read; `first` is the table's first row."""
+    for row in range(table.num_rows):
+        for name in table.column_names:
+            try:
+                datasets.table.embed_table_storage(table.slice(row, 1).select([name]))
+            except OSError as found:
+                return DataError(
+                    f"the files that the dataset names must be readable, to be copied, but that of `{name}` in row "
+                    f"{first + row}: {str(found).rstrip('. ')}. Restore it, or leave the column or the row out."
+                )
+    return DataError(
+        f"the files that the dataset names must be readable, to be copied, but: {str(error).rstrip('. ')}. Run the same "
+        "command again."
+    )

@@ -18,15 +18,6 @@ from hf_dr.files import write_json
 from hf_dr.store import schema
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.json_files import as_object, expect, read_object, shown, validated
-from hf_dr.store.schema import (
-    EXPORT_FILES,
-    KEEP,
-    MIXING_SCOPES,
-    PROVENANCE_FILE,
-    SCHEMA_VERSION,
-    is_safe_name,
-    shard_name,
-)
 from hf_dr.teacher.folds import Fold
 from hf_dr.teacher.names import PRECISIONS, SIGNALS, TOPK
 from hf_dr.text import MAX_TEXT
@@ -76,7 +67,7 @@ _DESCRIPTIVE = frozenset({"id", "revision", "license", "config", "skipped_rows",
 
 
 def _plain_name(name: str) -> str:
-    expect(is_safe_name(name), "a plain name")
+    expect(schema.is_safe_name(name), "a plain name")
     return name
 
 
@@ -163,7 +154,7 @@ class Provenance:
     library_versions: dict[str, str]
     created_with: str
     skipped_rows: list[Annotated[int, Field(ge=0)]]
-    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
+    schema_version: Annotated[int, Field(ge=1, le=schema.SCHEMA_VERSION)]
     candidates: dict[str, Any] | None = None
     signal: str = TOPK
 
@@ -196,7 +187,7 @@ class Provenance:
     @property
     def shard_names(self) -> list[str]:
         """File names of all shards, in order."""
-        return [shard_name(self.split, i, self.num_shards) for i in range(self.num_shards)]
+        return [schema.shard_name(self.split, i, self.num_shards) for i in range(self.num_shards)]
 
     def shard_range(self, index: int) -> range:
         """Returns the rows of a shard."""
@@ -243,7 +234,7 @@ class Provenance:
 
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
-        write_json(folder / PROVENANCE_FILE, self._content())
+        write_json(folder / schema.PROVENANCE_FILE, self._content())
 
     def _content(self) -> dict[str, Any]:
         return {**self.to_dict(), "fingerprint": self.fingerprint}
@@ -255,12 +246,13 @@ class Provenance:
         Raises:
             FormatError: It is missing, malformed, of a later version, or does not match its own fingerprint.
         """
-        path = folder / PROVENANCE_FILE
+        path = folder / schema.PROVENANCE_FILE
         try:
             content = read_object(path, _AGAIN)
         except FileNotFoundError:
             raise FormatError(
-                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one configuration.'
+                f'a "+" dataset must hold {schema.PROVENANCE_FILE}, found none in {folder}. Name the folder of one '
+                "configuration."
             ) from None
         return cls.from_dict(content, str(path))
 
@@ -269,9 +261,9 @@ class Provenance:
         """Checks the parsed content of `reinforcement.json` as `read` does; `where` names it in messages."""
         content = as_object(content, where, _AGAIN)
         version = content.get("schema_version")
-        if version not in range(1, SCHEMA_VERSION + 1):
+        if version not in range(1, schema.SCHEMA_VERSION + 1):
             raise FormatError(
-                f"{where} must be of schema version 1 to {SCHEMA_VERSION}, found {shown(version)}. "
+                f"{where} must be of schema version 1 to {schema.SCHEMA_VERSION}, found {shown(version)}. "
                 f"A later version needs a later hf_dr: {INSTALL}."
             )
         provenance = validated(cls, content, where, _AGAIN, more=True)
@@ -296,7 +288,7 @@ class Provenance:
                 f"{where} must be of schema version 3 if it has the field {' or '.join(map(repr, _OPTIONAL))}, and only then, "
                 f"found version {version} with {', '.join(optional) or 'none'}. {_AGAIN}"
             )
-        scopes = {2: MIXING_SCOPES[2:], 4: MIXING_SCOPES}.get(version, MIXING_SCOPES[:2])
+        scopes = {2: schema.MIXING_SCOPES[2:], 4: schema.MIXING_SCOPES}.get(version, schema.MIXING_SCOPES[:2])
         signals = SIGNALS if version >= 4 else SIGNALS[1:]
         chosen = optional.get("candidates") is not None or (version == 3 and "candidates" in optional)
         least_size = -(-self.num_rows // schema.MAX_SHARDS)
@@ -305,7 +297,7 @@ class Provenance:
             ("shard_size", self.shard_size >= least_size, f"at least {least_size} for {self.num_rows} rows"),
             ("mixing_scope", self.mixing_scope in scopes, f"{' or '.join(scopes)} in schema version {version}"),
             ("candidates", not chosen or _is_selection(self.candidates, self.num_views),
-             f"a `num` above {self.num_views} and a `keep` of {', '.join(KEEP)}"),
+             f"a `num` above {self.num_views} and a `keep` of {', '.join(schema.KEEP)}"),
             ("signal", "signal" not in optional or self.signal in signals, f"{' or '.join(signals)}"),
             ("skipped_rows", self.skipped_rows == sorted(set(self.skipped_rows)), "rows, each once and in order"),
             ("skipped_rows", max(self.skipped_rows, default=0) < self.num_rows, f"rows below {self.num_rows}"),
@@ -335,7 +327,7 @@ def _is_selection(value: Any, num_views: int) -> bool:
         and value.keys() == {"num", "keep"}
         and type(value["num"]) is int
         and value["num"] > num_views
-        and value["keep"] in list(KEEP)
+        and value["keep"] in list(schema.KEEP)
     )
 
 
@@ -368,7 +360,7 @@ def config_names(folder: Path) -> list[str]:
     Raises:
         FormatError: The folder is an export.
     """
-    names = (PROVENANCE_FILE, *EXPORT_FILES)
+    names = (schema.PROVENANCE_FILE, *schema.EXPORT_FILES)
     files = [file for name in names for pattern in (name, f"*/{name}") for file in folder.glob(pattern)]
     return read_config_names([file.relative_to(folder).as_posix() for file in files], str(folder))
 
@@ -385,12 +377,13 @@ def read_config_names(files: Collection[str], where: str) -> list[str]:
 
 def configs_among(files: Collection[str]) -> list[str]:
     """Returns the names of the configurations among files, sorted; an export, which has a provenance, too, is none."""
-    names = [file.split("/")[0] for file in files if file.endswith(f"/{PROVENANCE_FILE}") and file.count("/") == 1]
+    ending = f"/{schema.PROVENANCE_FILE}"
+    names = [file.removesuffix(ending) for file in files if file.endswith(ending) and file.count("/") == 1]
     return sorted(name for name in names if not _is_export(files, f"{name}/"))
 
 
 def _is_export(files: Collection[str], folder: str) -> bool:
-    return all(f"{folder}{name}" in files for name in EXPORT_FILES)
+    return all(f"{folder}{name}" in files for name in schema.EXPORT_FILES)
 
 
 def find_config(folder: Path, name: str | None = None) -> Path:
@@ -401,7 +394,7 @@ def find_config(folder: Path, name: str | None = None) -> Path:
         ConfigError: The configuration does not exist, or none is named and there are several.
     """
     names = config_names(folder)
-    if name is None and (folder / PROVENANCE_FILE).is_file():
+    if name is None and (folder / schema.PROVENANCE_FILE).is_file():
         return folder  # the configuration's own folder was named
     return folder / choose_config(name, names, str(folder))
 
@@ -415,7 +408,7 @@ def choose_config(name: str | None, names: Sequence[str], where: str) -> str:
     """
     if not names:
         raise FormatError(
-            f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path, or make one '
+            f'{where} must hold a "+" dataset, but no folder in it has a {schema.PROVENANCE_FILE}. Check the path, or make one '
             "of these images by `hf-dr reinforce`."
         )
     if name is None and len(names) > 1:

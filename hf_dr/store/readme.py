@@ -128,9 +128,7 @@ def read_entries(text: str) -> tuple[list[tuple[Any, str]], Data]:
     if node is None:  # nothing but comments
         return [(None, text)], {}
     if not isinstance(data, dict):
-        raise FormatError(
-            f"the card's YAML must be a mapping (`key: value` lines), found {type(data).__name__}. Fix it."
-        )
+        raise FormatError(f"the card's YAML must be `key: value` lines, found {type(data).__name__}. Fix it.")
     starts = [key.start_mark for key, _ in node.value]
     if node.flow_style or len(starts) != len(data) or any(mark.column for mark in starts):
         raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")

@@ -50,43 +50,35 @@ class ShardMarker:
     """Of each column (`hf_dr.store.digests`); None in formats 1 to 3, which have none."""
 
 
+@contextlib.contextmanager
+def reading(
+    path: Path | str, expected: str = "a readable shard", advice: str = "Fetch or make it again."
+) -> Iterator[None]:
+    """Turns what Arrow raises where a shard is damaged into an error for people; what was `expected`, and what to do."""
+    try:
+        yield
+    except (HfDrError, FileNotFoundError, UnicodeEncodeError):  # the last of the path; the file may be whole
+        raise
+    # Arrow raises OSError without a number for what it cannot parse; with one, the system could not read the file.
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
+        reason = f"{type(error).__name__}: {str(error).rstrip('. '):.300}"
+        raise FormatError(f"{path} must be {expected}, but: {reason}. {advice}") from error
+
+
 def read_marker(path: Path) -> ShardMarker:
     """Reads the marker of a finished shard.
 
     Raises:
         FormatError: The file is no Parquet file, or was not written by hf_dr.
     """
-    try:
+    where, advice = f"the marker of {path}", "Delete the file and run the same command again."
+    with reading(path, "a shard written by hf_dr", advice):
         metadata = pq.read_metadata(path)
-        content = as_object(json.loads((metadata.metadata or {})[METADATA_KEY]), "it")
+        content = as_object(json.loads((metadata.metadata or {})[METADATA_KEY]), where, advice)
         of_file = {"num_rows": metadata.num_rows, "file_bytes": path.stat().st_size}
-        return validated(ShardMarker, {**content, **of_file}, "it", more=True)
-    except (FileNotFoundError, UnicodeEncodeError):  # of the path; the file may be whole
-        raise
-    # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise unreadable(path, error) from error
-        raise FormatError(
-            f"{path} must be a shard written by hf_dr, but its marker cannot be read: "
-            f"{type(error).__name__}: {str(error).rstrip('. ')}. Delete the file and run the same command again."
-        ) from error
-
-
-@contextlib.contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """Turns what Arrow raises where a shard is damaged into an error for people."""
-    try:
-        yield
-    except (HfDrError, FileNotFoundError):
-        raise
-    # Arrow's own OSError has no number; with one, the system could not read the file.
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise unreadable(path, error) from error
-        raise FormatError(
-            f"{path} must be a readable shard, but: {type(error).__name__}: {error!s:.300}. Fetch or make it again."
-        ) from error
+        return validated(ShardMarker, {**content, **of_file}, where, advice, more=True)
 
 
 def read_features(path: Path) -> Features:
@@ -105,7 +97,7 @@ def read_features(path: Path) -> Features:
             as_read = _empty_file(inner).schema_arrow
             if as_read.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
                 raise FormatError(
-                    f"{path} must tell the features of its columns, but tells two. Fetch or make it again."
+                    f"{path} must tell the features of its columns once, found two. Fetch or make it again."
                 )
     return shard_features(schema, str(path))
 
@@ -165,6 +157,14 @@ def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features 
             f"{path} must have the columns of the first shard, but differs in {', '.join(others)}. Fetch or make it again."
         )
     return features
+
+
+def row_groups(provenance: Provenance, shard: int) -> Iterator[range]:
+    """Yields the rows of a shard in parts of `ROW_GROUP_VIEWS` views, but of one row at least."""
+    rows = provenance.shard_range(shard)
+    size = max(1, ROW_GROUP_VIEWS // provenance.num_views)
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
 def content_version(shards: Sequence[Path]) -> str:
@@ -349,7 +349,7 @@ class ShardWriter:
             columns: The reinforcement's columns; shape (rows,), (rows, V) or (rows, V, n).
             valid: (rows,) bool; False for rows without reinforcement: their hashes are null, their lists hold nothing of use.
         """
-        for rows in _row_groups(base, len(valid)):
+        for rows in _parts_of(base, len(valid)):
             own = {name: values[rows] for name, values in columns.items()}
             self._write_group(base.slice(rows.start, rows.stop - rows.start), own, valid[rows])
 
@@ -399,7 +399,7 @@ class ShardWriter:
             remove_temporary(self._temporary)
 
 
-def _row_groups(base: pa.Table, num_rows: int) -> Iterator[slice]:
+def _parts_of(base: pa.Table, num_rows: int) -> Iterator[slice]:
     """Divides rows so that each part has at most about `ROW_GROUP_BYTES` of the base's columns."""
     start = 0
     size = 0

@@ -1,6 +1,7 @@
 """The contact sheet: a PNG of the right shape, written whole or not at all. How it looks is for people to judge."""
 
 import copy
+from pathlib import Path
 
 import datasets
 import matplotlib as mpl
@@ -134,6 +135,12 @@ def test_an_overlay_is_drawn_with_its_base(tmp_path, tiny_dataset, tiny_teacher)
     opened = contact_sheet(load_reinforced(tmp_path, base=tiny_dataset), tmp_path / "a.png", num_rows=2)
     named = contact_sheet(tmp_path, tmp_path / "b.png", num_rows=2, base=tiny_dataset, name="default")
     assert named.read_bytes() == opened.read_bytes()
+
+
+def test_every_operation_of_a_policy_has_its_name(tmp_path):
+    """AutoAugment and RandAugmentIncreasing have some that RandAugment has not."""
+    golden = Path(__file__).parents[1] / "golden" / "v4"
+    assert contact_sheet(golden, tmp_path / "sheet.png", name="policies", num_views=12).is_file()
 
 
 def test_impossible_settings(tmp_path, tiny_plus):

@@ -211,9 +211,7 @@ def test_what_a_gpu_cannot_make_is_said(plan, tiny_teacher, triton, caplog):
     on_gpu = elsewhere(plan, tiny_teacher, "cuda")
     assert isinstance(choose_source(hue, on_gpu, 5, 3), LoaderSource)
     assert "Views are made on the CPU, which takes longer: ColorJitter with `hue` has no device version" in caplog.text
-    with pytest.raises(
-        NotOnDeviceError, match="`augment_on` must be `cpu` or `auto` for these views, got `device`: Color"
-    ):
+    with pytest.raises(NotOnDeviceError, match="`augment_on` must be `cpu` or `auto` here, got `device`: Color"):
         choose_source(hue, on_gpu, 5, 3, "device")
 
 

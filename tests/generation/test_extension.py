@@ -539,5 +539,5 @@ def test_an_image_that_can_no_longer_be_read_ends_the_run(tmp_path, tiny_dataset
     source = make(tmp_path / "source", tiny_dataset, tiny_teacher, 1, on_bad_image="skip", overlay=True)
     plus = load_reinforced(source, base=tiny_dataset)
     plus._images = undecoded_images(with_bad_row(tiny_dataset, 7, b"no image"), "image")
-    with pytest.raises(DataError, match=r"the image of row 7 must be readable, as it was when its views were stored"):
+    with pytest.raises(DataError, match=r"the image of row 7 must be readable, as it was before"):
         more(plus, tmp_path / "extended", 2, tiny_teacher)

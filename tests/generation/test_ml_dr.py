@@ -419,10 +419,10 @@ def test_what_a_worker_refuses_is_told(base, tmp_path):
 def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):
     def stop(self, missing, scratch):
         scratch._rows["aug_flip"][3, 0] ^= True
-        known = scratch.sizes(self._images)
+        known = scratch.sizes(self.plan.images)
         for damage in (bytes(8), b"x", known.tobytes()):
             (scratch.folder / "sizes").write_bytes(damage)
-            np.testing.assert_array_equal(scratch.sizes(self._images), known)
+            np.testing.assert_array_equal(scratch.sizes(self.plan.images), known)
         raise KeyboardInterrupt
 
     config = ImportConfig(str(tmp_path / "plus"))
@@ -892,7 +892,7 @@ def test_endless_maps_of_sparse_files_are_not_read(tmp_path):
     header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
     numbers = bytes(1024).replace(b"\0", b"9\n")
     (tmp_path / "x.tar").write_bytes(header.tobuf(tarfile.PAX_FORMAT) + numbers)
-    with pytest.raises(FormatError, match=r"found 'reinforced_data/0\.pth\.tar', a sparse one"):
+    with pytest.raises(FormatError, match=r"found the sparse 'reinforced_data/0\.pth\.tar'"):
         list(archive_files(tmp_path / "x.tar"))
 
 

@@ -36,7 +36,7 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, Forma
 from hf_dr.generation import folder as folder_of_runs
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.extend import extend
-from hf_dr.generation.folder import Part
+from hf_dr.generation.folder import Part, RunFolder
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.generation.plan import plan_run
 from hf_dr.generation.verify import verify
@@ -320,7 +320,7 @@ def test_the_bar_of_rank_0_follows_the_shards_of_others(tmp_path, tiny_folder, m
     monkeypatch.setattr(folder_of_runs.RunProgress, "LOOK_EVERY", -1.0)
     provenance, rank_0 = Provenance.read(tiny_folder / "all_ops"), SimpleNamespace(is_main_process=True)
     rows = [len(provenance.shard_range(shard)) for shard in range(3)]
-    with folder_of_runs.RunProgress(tmp_path, provenance, Part(), [0, 1, 2], [0], rank_0) as progress:
+    with folder_of_runs.RunProgress(RunFolder(tmp_path, provenance), Part(), [0, 1, 2], [0], rank_0) as progress:
         for made, name in ((3, provenance.shard_names[1]), (2, provenance.shard_names[2])):
             list(progress.counted([range(made * provenance.num_views)]))
             shutil.copy(tiny_folder / "all_ops" / name, tmp_path)
@@ -378,7 +378,7 @@ def test_a_run_that_is_stopped_as_it_begins_leaves_the_folder_free(tmp_path, tin
     """Also while its traceback is kept, as by a notebook."""
     job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, ReinforceConfig(str(tmp_path), num_views=2))
     with monkeypatch.context() as patched:
-        patched.setattr(module, "note_processor", Mock(side_effect=KeyboardInterrupt))
+        patched.setattr(RunFolder, "note_processor", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt) as kept:
             job.run()
     job.run()
@@ -722,13 +722,13 @@ def test_a_run_whose_provenance_was_lost_keeps_its_shards(tmp_path, tiny_dataset
 
 def test_runs_do_not_wait_while_one_reads_what_is_there(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
-    check = folder_of_runs.check_same_base
+    check = RunFolder._check_same_base
 
-    def read(folder, *more):
-        with filelock.FileLock(folder / ".gate", timeout=0):
-            check(folder, *more)
+    def read(self, base):
+        with filelock.FileLock(self.folder / ".gate", timeout=0):
+            check(self, base)
 
-    monkeypatch.setattr(folder_of_runs, "check_same_base", read)
+    monkeypatch.setattr(RunFolder, "_check_same_base", read)
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
 
 
@@ -871,7 +871,7 @@ def test_an_overlay_without_labels_has_no_bytes_of_its_base(tmp_path, tiny_datas
 
 def test_views_larger_than_a_row_group_give_the_same_columns(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path / "a", tiny_dataset, tiny_teacher)
-    monkeypatch.setattr(module, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
+    monkeypatch.setattr(shards, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
     run(tmp_path / "b", tiny_dataset, tiny_teacher)
     first, second = (
         datasets.load_dataset("parquet", data_files=sorted(map(str, (tmp_path / n).rglob("*.parquet"))), split="train")
@@ -1152,12 +1152,12 @@ def test_a_run_goes_on_with_its_own_types_only(tmp_path, tiny_dataset, tiny_teac
 def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     other = run(tmp_path / "other", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1)
 
-    def overtaken(folder: Path, *arguments: object) -> None:
-        shutil.copytree(tmp_path / "other", folder.parent, dirs_exist_ok=True)
-        take(folder, *arguments)
+    def overtaken(self: RunFolder, *arguments: object) -> None:
+        shutil.copytree(tmp_path / "other", self.folder.parent, dirs_exist_ok=True)
+        take(self, *arguments)
 
-    take = folder_of_runs._take
-    monkeypatch.setattr(folder_of_runs, "_take", overtaken)
+    take = RunFolder._take
+    monkeypatch.setattr(RunFolder, "_take", overtaken)
     with pytest.raises(FingerprintMismatchError, match="seed: 1 there, 0 here"):
         run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a")
     assert files_of(tmp_path / "mine") == other

@@ -174,7 +174,7 @@ def views_of(plan: Plan, teacher: Teacher, sizes: Sequence[int], **more: np.ndar
 def test_rows_do_not_depend_on_batches(plan, tiny_teacher, sizes):
     (whole,) = views_of(plan, tiny_teacher, [18])
     stream = RowStream(views_of(plan, tiny_teacher, sizes), 6, with_tails=False)
-    rows = [stream.take(0, 1), stream.take(1, 3)]
+    rows = [stream.take(range(1)), stream.take(range(1, 3))]
     assert [len(part.valid) for part in rows] == [1, 2]
     columns = {name: np.concatenate([part.columns[name] for part in rows]) for name in rows[0].columns}
     np.testing.assert_array_equal(columns[SOURCE_INDEX], [0, 1, 2])

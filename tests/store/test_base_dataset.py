@@ -15,7 +15,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.sets import parse_set
-from hf_dr.generation.calibration import held_out_answers
+from hf_dr.generation.calibration import calibrate
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.augmented import AugmentedDataset
@@ -87,9 +87,7 @@ def test_the_files_of_a_split(tmp_path, photos):
     numbers(1).to_parquet(tmp_path / "train.parquet")
     assert base_files(str(tmp_path), split="train") == [str(tmp_path / "train.parquet")]
     assert base_files(str(photos), split="train") == [], "images, each a file"
-    with pytest.raises(
-        DataError, match=r"must have the split `test`, found train\. Check the name and `dataset_config`"
-    ):
+    with pytest.raises(DataError, match=r"must have the split `test`, found train\. Check name and `dataset_config`"):
         base_files(str(tmp_path), split="test")
 
 
@@ -301,8 +299,8 @@ def test_whoever_needs_labels_names_a_stray_image(stray, tiny_dataset, tiny_teac
     message = r"`datasets` takes folders .*stray\.png"
     reinforce_job(stray, tiny_teacher, augmentation, ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=2))
     assert re.search(f"among no others\\. {message}.* Or pass `label_column` none", caplog.text)
-    with pytest.raises(ConfigError, match=f"calibrated by labels, found none\\. {message}"):
-        held_out_answers(stray, tiny_teacher, augmentation)
+    with pytest.raises(ConfigError, match=f"calibrated by labels, found none in the dataset\\. {message}"):
+        calibrate(stray, tiny_teacher, augmentation)
     with pytest.raises(DataError, match=f"set `photos` must have the label column `label`\\. {message}"):
         open_set(parse_set(f"photos={tmp_path / 'photos'}:train"), EvaluateConfig([], [], ""))
     train = AugmentedDataset(tiny_dataset, augmentation, image_column="image", label_column="label")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from pathlib import Path
 
 import datasets
@@ -41,7 +40,6 @@ from hf_dr.training.reinforced_settings import TAIL_RULES
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 
-module = importlib.import_module("hf_dr.generation.job")
 PLAIN = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip()])
 GRID = 4096
 
@@ -324,7 +322,7 @@ def test_columns_do_not_depend_on_batches_or_workers(made, tmp_path, tiny_datase
 
 def test_row_groups_of_few_rows_give_the_same_columns(made, tmp_path, tiny_dataset, make_teacher, monkeypatch) -> None:
     signal, folder, _ = made
-    monkeypatch.setattr(module, "ROW_GROUP_VIEWS", 10)
+    monkeypatch.setattr("hf_dr.store.shards.ROW_GROUP_VIEWS", 10)
     run(tmp_path, tiny_dataset, make_teacher(2.0), signal)
     first, second = (load_reinforced(f).plus.with_format("arrow")[:] for f in (folder, tmp_path))
     assert first.equals(second)

@@ -104,7 +104,7 @@ def test_what_people_wrote_stays():
     ("existing", "message"),
     [
         ("---\na: [1\n---\n", "the card's YAML must be plain `key: value` lines"),
-        ("---\n- a\n---\n", "the card's YAML must be a mapping (`key: value` lines), found list"),
+        ("---\n- a\n---\n", "the card's YAML must be `key: value` lines, found list"),
         ("<!-- hf_dr: student -->", "must be followed by `<!-- hf_dr: end -->`"),
         ("<!-- hf_dr: end -->\n<!-- hf_dr: student -->", "`<!-- hf_dr: end -->` must end a part"),
     ],

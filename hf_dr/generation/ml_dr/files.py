@@ -9,7 +9,7 @@ import io
 import math
 import zipfile
 import zlib
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,16 +19,9 @@ from hf_dr.store.json_files import shown
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.teacher.topk import as_stored
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.ops import geometry
 from hf_dr.views.ops.base import Op
 from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment, rand_augment_magnitude
-from hf_dr.views.ops.geometry import (
-    CenterCrop,
-    RandomCrop,
-    RandomErasing,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    Resize,
-)
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
@@ -40,9 +33,10 @@ Columns = dict[str, np.ndarray]
 
 # ml-dr applies its ops in this order, whatever the order in its configuration.
 _OPS: dict[str, type[Op] | None] = {
-    "uint8": None, "resize": Resize, "center_crop": CenterCrop, "random_crop": RandomCrop,
-    "random_resized_crop": RandomResizedCrop, "random_horizontal_flip": RandomHorizontalFlip, "rand_augment": RandAugment,
-    "to_tensor": None, "random_erase": RandomErasing, "normalize": None, "mixup": MixUp, "cutmix": CutMix,
+    "uint8": None, "resize": geometry.Resize, "center_crop": geometry.CenterCrop, "random_crop": geometry.RandomCrop,
+    "random_resized_crop": geometry.RandomResizedCrop, "random_horizontal_flip": geometry.RandomHorizontalFlip,
+    "rand_augment": RandAugment, "to_tensor": None, "random_erase": geometry.RandomErasing, "normalize": None,
+    "mixup": MixUp, "cutmix": CutMix,
 }  # fmt: skip
 _WITHOUT_PARAMS = ("uint8", "center_crop", "to_tensor", "normalize")
 _MIXING = ("mixup", "cutmix")
@@ -133,7 +127,8 @@ class RunFormat:
         self.names = [name for name in on if name not in _WITHOUT_PARAMS]
         self._known = {*on, "id2"}
         self.mixes = self.augmentation.mixes
-        self._rand_augment = next((op for op in self.augmentation.ops if isinstance(op, RandAugment)), None)
+        ops_of_policy = [op for op in self.augmentation.ops if isinstance(op, RandAugment)]
+        self._rand_augment = ops_of_policy[0] if ops_of_policy else RandAugment()  # the latter is not asked
         self._levels: dict[tuple[Any, Any], tuple[int, int]] = {}
         self.num_classes: int | None = content.get("num_classes")
         ok = self.num_classes is None or (type(self.num_classes) is int and 0 < self.num_classes <= MAX_CLASSES)
@@ -289,7 +284,7 @@ class RunFormat:
                 return {"erasing_box": _unsigned(boxes, where)}
             case "rand_augment":
                 pairs = np.array([self._policy(value, where) for value in values], np.int64)
-                pairs = pairs.reshape(count, cast(RandAugment, self._rand_augment).num_ops, 2)
+                pairs = pairs.reshape(count, self._rand_augment.num_ops, 2)
                 return {"rand_augment_op": pairs[..., 0], "rand_augment_level": pairs[..., 1]}
             case "mixup":
                 lams = _numbers([1.0 if value is None else value for value in values], "if", (count,), where)
@@ -304,7 +299,7 @@ class RunFormat:
 
     def _policy(self, value: Any, where: str) -> list[tuple[int, int]]:
         """RandAugment's operations of one view as (place in POLICY_OPS, signed level); none at all is Identity."""
-        count = cast(RandAugment, self._rand_augment).num_ops
+        count = self._rand_augment.num_ops
         if value is None:
             return [(0, 0)] * count
         expect(isinstance(value, list) and len(value) == count, where, f"be a list of {count} operations", value)
@@ -324,7 +319,7 @@ class RunFormat:
         expect(known, where, f"use operations of {', '.join(POLICY_OPS)}", op)
         place = op if isinstance(op, int) else POLICY_OPS.index(op)
         name = POLICY_OPS[place]
-        policy = cast(RandAugment, self._rand_augment)
+        policy = self._rand_augment
         size = self.augmentation.size
         signed = name not in UNSIGNED
         # ml-dr used torchvision's first API, in which Solarize's threshold is one of 256 levels of brightness.

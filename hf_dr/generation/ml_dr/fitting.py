@@ -50,11 +50,10 @@ def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
     if order == "imagefolder":
         names = [_imagefolder_name(path) for path in _paths(images)]
         if None in names or len(set(names)) < count:
-            bad = names.index(None) if None in names else None
+            found = f"none in row {names.index(None)}" if None in names else "two images of one name"
             raise DataError(
-                "`order=imagefolder` needs the class folder and the file name of each image, found "
-                + (f"none in row {bad}" if bad is not None else "two images of one name")
-                + ". Pass `order` as a file with the row or file name of each image."
+                f"`order=imagefolder` needs the class folder and the file name of each image, found {found}. Pass `order` as a "
+                "file with the row or file name of each image."
             )
         return np.array(sorted(range(count), key=lambda row: cast(tuple[str, str], names[row])))
     entries = _read_order(expanded(order))

@@ -30,14 +30,13 @@ import xxhash
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.files import expanded, write_whole
 from hf_dr.generation.config import ImportConfig
-from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
+from hf_dr.generation.folder import WHOLE, RunFolder
 from hf_dr.generation.ml_dr.files import Columns, expect
 from hf_dr.generation.ml_dr.fitting import LABELLED_ROWS, OrderCheck, find_rows, fit_to_base, image_sizes
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
-from hf_dr.generation.plan import choose_shard_size, library_versions, split_name
+from hf_dr.generation.plan import library_versions, make_plan
 from hf_dr.processes import default_workers
 from hf_dr.store.base_dataset import (
-    as_table,
     check_dataset,
     checked_origin,
     class_names_of,
@@ -46,10 +45,10 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
     whole_column,
 )
-from hf_dr.store.named_files import stored_columns
-from hf_dr.store.provenance import Provenance, added_features
-from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
+from hf_dr.store.named_files import as_table
+from hf_dr.store.provenance import added_features
+from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
+from hf_dr.store.shards import ShardWriter, row_groups
 from hf_dr.text import format_bytes, progress_bar, two_columns
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_image, decode_row, pixel_hash
@@ -91,36 +90,29 @@ class ImportJob:
         self.config = config
         image_column, label_column = check_dataset(base, config.image_column, config.label_column)
         known = checked_origin(base, config.files_from)
-        self._images = undecoded_images(base, image_column)
-        self._row_of = find_rows(config.order, self._images)
+        images = undecoded_images(base, image_column)
+        self._row_of = find_rows(config.order, images)
         self._runs = open_runs([expanded(source) for source in sources])
         format = self._runs[0].format
-        names = class_names_of(base, label_column)
-        num_classes = _num_classes(format.num_classes, names)
-        self._labels = None
+        num_classes = _num_classes(format.num_classes, class_names_of(base, label_column))
+        labels = None
         if label_column is not None:
             advice = "Set `label_column` to none, or leave these rows out."
-            self._labels = class_numbers(whole_column(base, label_column), num_classes, "labels of the base", advice)
-        self._augmentation = format.augmentation
-        stored = stored_columns(base.features, image_column, overlay=config.overlay)
-        self._base = base.select_columns(stored)
+            labels = class_numbers(whole_column(base, label_column), num_classes, "labels of the base", advice)
         order = hashlib.sha256(self._row_of.astype("<i8").tobytes()).hexdigest()
-        self.provenance = Provenance(
-            config_name=config.config_name,
-            split=split_name(base),
-            augmentation=self._augmentation.to_list(),
+        self.plan = make_plan(
+            base,
+            format.augmentation,
+            config,
+            (image_column, label_column),
+            labels,
             num_views=self._runs[-1].views.stop,
             top_k=self._runs[0].top_k,
             num_classes=num_classes,
             seed=0,
-            shard_size=choose_shard_size(config.shard_size, len(base)),
-            num_rows=len(base),
-            overlay=config.overlay,
-            image_column=image_column,
-            label_column=label_column,
-            mixing_scope=STORED_PARTNERS if self._augmentation.mixes else "dataset",
+            mixing_scope=STORED_PARTNERS if format.augmentation.mixes else "dataset",
             on_bad_image="skip",
-            base={**known, **(described or {}), "content_hash": content_hash(self._images), "order": order},
+            base={**known, **(described or {}), "content_hash": content_hash(images), "order": order},
             teacher={
                 "members": [_member(name, num_classes) for name in format.teachers],
                 "num_classes": num_classes,
@@ -131,21 +123,17 @@ class ImportJob:
             },
             library_versions=library_versions(_VERSIONED),
             created_with=f"hf_dr {__version__}, import-ml-dr",
-            skipped_rows=[],
-            schema_version=SCHEMA_VERSION,
         )
-        self.provenance.check()
-        added = added_features(self.provenance, self._augmentation)
-        self._features = datasets.Features({**self._base.features, **added})
+        self.provenance = self.plan.provenance
+        self.folder = self.plan.folder
+        self._output = RunFolder(self.folder, self.provenance)
         # What a file holds: the columns with a value for each view.
-        self._of_views = datasets.Features(
-            {name: feature for name, feature in added.items() if isinstance(feature, datasets.List)}
-        )
-        self.folder = expanded(config.output_dir) / config.config_name
+        added = added_features(self.provenance, format.augmentation)
+        self._of_views = datasets.Features({name: of for name, of in added.items() if isinstance(of, datasets.List)})
 
     def estimate(self) -> str:
         """Checks what can be checked without reading everything and tells what would be written; writes nothing."""
-        check_same_run(self.folder, self.provenance)
+        self._output.check()
         p = self.provenance
         schema = self._of_views.arrow_schema
         row_bytes = sum(pa.nulls(1, schema.field(name).type).nbytes for name in schema.names)
@@ -162,22 +150,12 @@ class ImportJob:
 
     def run(self) -> None:
         """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
-        provenance = self.provenance
         lock = WHOLE.lock(self.folder)
         try:
-            missing = open_run(self.folder, provenance, self._base, lock)
+            missing = self._output.open(self.plan.base, lock)
             if missing:
                 self._make(missing)
-            file_bytes = complete_run(self.folder, provenance)
-            logger.info(
-                "%s: %d rows x %d views, %s in %d shards; %d rows without reinforcement.",
-                self.folder,
-                provenance.num_rows,
-                provenance.num_views,
-                format_bytes(file_bytes),
-                provenance.num_shards,
-                len(provenance.skipped_rows),
-            )
+            self._output.complete()
         finally:
             lock.release()
 
@@ -200,12 +178,12 @@ class ImportJob:
     def _read(self, missing: list[int], scratch: _Scratch) -> None:
         """Reads the rows of the missing shards from all sources into the scratch file."""
         provenance = self.provenance
-        sizes = scratch.sizes(self._images)
+        sizes = scratch.sizes(self.plan.images)
         wanted = np.zeros(provenance.num_rows, bool)
         for shard in missing:
             wanted[provenance.shard_range(shard)] = True
         wanted &= sizes[:, 0] > 0
-        agreement = OrderCheck(self._labels, provenance.num_classes, tolerated=self.config.allow_disagreement)
+        agreement = OrderCheck(self.plan.labels, provenance.num_classes, tolerated=self.config.allow_disagreement)
         workers = self.config.num_workers
         if workers is None:
             workers = min(default_workers(torch.device("cpu")), provenance.num_rows // _FILES_A_WORKER)
@@ -218,7 +196,7 @@ class ImportJob:
                 files = self._files(run, unread, bar)
                 for file, columns in run.read(files, provenance.num_classes, workers):
                     agreement.add(columns, file.row)
-                    fitted = fit_to_base(columns, file.row, file.where, self._augmentation, self._row_of, sizes)
+                    fitted = fit_to_base(columns, file.row, file.where, self.plan.augmentation, self._row_of, sizes)
                     scratch.put(number, file.row, fitted)
                     bar.update()
             agreement.check()
@@ -255,39 +233,36 @@ class ImportJob:
         """Writes the missing shards out of the scratch file."""
         provenance = self.provenance
         total = sum(len(provenance.shard_range(shard)) for shard in missing)
-        group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
+        features = self.plan.features
         name = f"writing {provenance.config_name}"
-        names = provenance.shard_names
         with (
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
             progress_bar(total=total, desc=name, unit="image") as bar,
         ):
             for shard in missing:
-                span = provenance.shard_range(shard)
-                with ShardWriter(self.folder / names[shard], self._features, provenance.fingerprint) as writer:
-                    for first in range(span.start, span.stop, group):
-                        last = min(first + group, span.stop)
-                        columns, valid = scratch.take(first, last)
-                        hashes = pool.map(self._hash, range(first, last), valid.tolist())
-                        columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
-                        columns[IMAGE_HASH] = np.fromiter(hashes, np.uint64, last - first)
-                        writer.write(self._base_table(first, last, valid), columns, valid)
-                        bar.update(last - first)
+                with ShardWriter(self._output.shards[shard], features, provenance.fingerprint) as writer:
+                    for rows in row_groups(provenance, shard):
+                        columns, valid = scratch.take(rows)
+                        hashes = pool.map(self._hash, rows, valid.tolist())
+                        columns[SOURCE_INDEX] = np.array(rows, np.int64)
+                        columns[IMAGE_HASH] = np.fromiter(hashes, np.uint64, len(rows))
+                        writer.write(self._base_table(rows, valid), columns, valid)
+                        bar.update(len(rows))
                     writer.finish()
 
-    def _base_table(self, first: int, last: int, valid: np.ndarray) -> pa.Table:
+    def _base_table(self, rows: range, valid: np.ndarray) -> pa.Table:
         """The base's columns of some rows, and no hashes of their views: what the teacher saw is not known."""
         column = self.provenance.image_column
         readable = valid.copy()  # images of valid rows have been decoded
         for place in np.flatnonzero(~valid):
             with contextlib.suppress(DataError):
-                decode_image(self._images[int(first + place)][column])
+                decode_image(self.plan.images[rows[place]][column])
                 readable[place] = True
-        table = as_table(self._base, first, last, image_column=column, readable=readable)
-        return table.append_column(VIEWS_HASH, pa.nulls(last - first, pa.uint64()))
+        table = as_table(self.plan.base, rows.start, rows.stop, image_column=column, readable=readable)
+        return table.append_column(VIEWS_HASH, pa.nulls(len(rows), pa.uint64()))
 
     def _hash(self, row: int, valid: bool) -> int:
-        return pixel_hash(decode_row(self._images[row][self.provenance.image_column], f"row {row}")) if valid else 0
+        return pixel_hash(decode_row(self.plan.images[row][self.provenance.image_column], f"row {row}")) if valid else 0
 
 
 def _num_classes(configured: int | None, names: list[str] | None) -> int:
@@ -380,14 +355,14 @@ class _Scratch:
         views = self._runs[run]
         return {name: np.array(self._rows[name][row, views.start : views.stop]) for name in self._names}
 
-    def take(self, first: int, last: int) -> tuple[Columns, np.ndarray]:
+    def take(self, rows: range) -> tuple[Columns, np.ndarray]:
         """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run."""
         for run in range(len(self._runs)):
-            for row in range(first, last):
+            for row in rows:
                 if self._hashes[run, row] not in (0, self._hash(run, row)):
                     raise FormatError(f"{self.folder} must hold what was written, but row {row} is damaged. Delete it.")
-        columns = {name: np.array(self._rows[name][first:last]) for name in self._names}
-        return columns, (self._hashes[:, first:last] != 0).all(axis=0)
+        columns = {name: np.array(self._rows[name][rows.start : rows.stop]) for name in self._names}
+        return columns, (self._hashes[:, rows.start : rows.stop] != 0).all(axis=0)
 
     def _hash(self, run: int, row: int) -> int:
         views = self._runs[run]

@@ -37,9 +37,6 @@ _NAMES = {
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
 _CONTAINERS = frozenset({tuple, list, dict})
 _FLOAT = struct.Struct(">d")
-_INT32 = struct.Struct("<i")
-_UINT16 = struct.Struct("<H")
-_UINT32 = struct.Struct("<I")
 
 
 def read_plain_pickle(data: bytes, where: str) -> Any:
@@ -109,10 +106,13 @@ class _Machine:
         self.at += 1
         return byte
 
-    def unpack(self, form: struct.Struct) -> Any:
-        (value,) = form.unpack_from(self.data, self.at)
-        self.at += form.size
+    def decimal(self) -> float:
+        value: float = _FLOAT.unpack_from(self.data, self.at)[0]
+        self.at += _FLOAT.size
         return value
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.read(size), "little")
 
     def read(self, size: int) -> bytes:
         if size > MAX_TEXT:
@@ -232,12 +232,12 @@ _VALUES: dict[int, Callable[[_Machine], Any]] = {
         "NEWTRUE": lambda _: True,
         "NEWFALSE": lambda _: False,
         "BININT1": _Machine.byte,
-        "BININT2": lambda machine: machine.unpack(_UINT16),
-        "BININT": lambda machine: machine.unpack(_INT32),
+        "BININT2": lambda machine: machine.number(2),
+        "BININT": lambda machine: int.from_bytes(machine.read(4), "little", signed=True),
         "LONG1": _long,
-        "BINFLOAT": lambda machine: machine.unpack(_FLOAT),
+        "BINFLOAT": _Machine.decimal,
         "SHORT_BINUNICODE": lambda machine: _text(machine, machine.byte()),
-        "BINUNICODE": lambda machine: _text(machine, machine.unpack(_UINT32)),
+        "BINUNICODE": lambda machine: _text(machine, machine.number(4)),
         "SHORT_BINBYTES": lambda machine: machine.read(machine.byte()),
         "EMPTY_TUPLE": lambda _: (),
         "EMPTY_LIST": lambda _: [],
@@ -247,7 +247,7 @@ _VALUES: dict[int, Callable[[_Machine], Any]] = {
         "TUPLE3": lambda machine: tuple(machine.top(3)),
         "TUPLE": lambda machine: tuple(machine.since_mark()),
         "BINGET": lambda machine: machine.memo[machine.byte()],
-        "LONG_BINGET": lambda machine: machine.memo[machine.unpack(_UINT32)],
+        "LONG_BINGET": lambda machine: machine.memo[machine.number(4)],
         "GLOBAL": lambda machine: _name(machine.line(), machine.line()),
         "STACK_GLOBAL": _name_on_stack,
         "REDUCE": _reduce,
@@ -264,7 +264,7 @@ _CHANGES: dict[int, Callable[[_Machine], None]] = {
         "SETITEMS": lambda machine: _set_items(machine, machine.since_mark()),
         "MEMOIZE": lambda machine: _memoize(machine, len(machine.memo)),
         "BINPUT": lambda machine: _memoize(machine, machine.byte()),
-        "LONG_BINPUT": lambda machine: _memoize(machine, machine.unpack(_UINT32)),
+        "LONG_BINPUT": lambda machine: _memoize(machine, machine.number(4)),
         "PROTO": _check_protocol,
         "FRAME": _skip_frame,
         "BUILD": _build,

@@ -55,9 +55,7 @@ class _Member(tarfile.TarInfo):
 
     def _proc_gnusparse_10(self, member: tarfile.TarInfo, *_: Any) -> None:
         # tarfile would read as many numbers as the archive says there are: gigabytes from a megabyte.
-        raise FormatError(
-            f"the archive must hold plain files only, found {member.name!r:.80}, a sparse one. Do not trust it."
-        )
+        raise FormatError(f"the archive must hold plain files, found the sparse {member.name!r:.80}. Do not trust it.")
 
 
 def archive_files(path: Path) -> Iterator[tuple[str, Read]]:
@@ -216,25 +214,25 @@ def open_runs(sources: list[Path]) -> list[Run]:
 
 def _open_run(path: Path, start: int) -> Run:
     """Reads a source as far as the configuration and one image's file; its views are counted from `start`."""
-    format = None
-    image = None
-    digests = {}
+    config: tuple[bytes, str] | None = None
+    image: tuple[int, bytes, str] | None = None
     for name, read in archive_files(path):
-        where = f"{path}: {name}"
         number = image_number(name, path)
-        if number is None or image is None:
-            data = read()
-            digests[number is None] = hashlib.sha256(data).hexdigest()
-            if number is None:
-                format = RunFormat(read_file(data, where), where)
-            else:
-                image = number, read_file(data, where), where
-        if format is not None and image is not None:
-            number, content, where = image
-            views = range(start, start + format.num_samples(content, number, where))
-            digest = hashlib.sha256(f"{digests[True]} {number} {digests[False]}".encode()).hexdigest()
-            return Run(path, format, views, format.top_k(content, where), digest)
-    raise FormatError(
-        f"{path} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
-        f"{CONFIG_FILE if format is None else 'image'}. Fetch it again, or check the path."
-    )
+        if number is None:
+            config = read(), f"{path}: {name}"
+        elif image is None:
+            image = number, read(), f"{path}: {name}"
+        if config is not None and image is not None:
+            break
+    else:
+        raise FormatError(
+            f"{path} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
+            f"{CONFIG_FILE if config is None else 'image'}. Fetch it again, or check the path."
+        )
+    format = RunFormat(read_file(*config), config[1])
+    number, data, where = image
+    content = read_file(data, where)
+    views = range(start, start + format.num_samples(content, number, where))
+    digests = [hashlib.sha256(part).hexdigest() for part in (config[0], data)]
+    digest = hashlib.sha256(f"{digests[0]} {number} {digests[1]}".encode()).hexdigest()
+    return Run(path, format, views, format.top_k(content, where), digest)

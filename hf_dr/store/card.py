@@ -127,10 +127,7 @@ def keep_finding(config: Path, finding: Statistics | Verification | Students) ->
 
 def check_card(folder: Path) -> None:
     """Checks before a run that `write_card` can write after it; see `update_card` for what it raises."""
-    card = read_card(folder / CARD_FILE) or ""
-    update_card(card, {}, name=folder.resolve().name)
-    for key in (_INFO, _CONFIGS):
-        _entries(_metadata_of(card), key)
+    update_card(read_card(folder / CARD_FILE), {}, name=folder.resolve().name)
 
 
 def read_card(path: Path) -> str | None:
@@ -248,9 +245,9 @@ def _metadata(configs: Mapping[str, CardConfig], data: Data) -> Data:
     ids = {str(base.get("id")) for base in bases if is_hub_id(base.get("id"))}
     if ids - set(sources):
         wanted[_SOURCES] = sorted({*sources, *ids})
+    infos, files = _entries(data, _INFO), _entries(data, _CONFIGS)
     if finished:
-        infos = {**_entries(data, _INFO), **{name: _info(config) for name, config in finished.items()}}
-        files = _entries(data, _CONFIGS)
+        infos |= {name: _info(config) for name, config in finished.items()}
         for name, config in finished.items():
             split = config.provenance.split
             files[name] = {**files.get(name, {}), "data_files": [{"split": split, "path": f"{name}/{split}-*"}]}

@@ -264,7 +264,7 @@ def shield_workers(loader: Any) -> None:
 
 def end_workers(loader: Any) -> None:
     """Ends the persistent workers of a DataLoader, if it has any; used again, it starts others."""
-    loader = getattr(loader, "base_dataloader", loader)
+    loader = getattr(loader, "base_dataloader", loader)  # the one that iterates, inside of accelerate's wrapper
     iterator = loader._iterator
     if iterator is not None:
         iterator._shutdown_workers()

@@ -37,7 +37,7 @@ LEVELS = {
 WITHOUT_GENERATION = ("training", "transfer", "evaluation")
 # What opens a dataset needs these of a teacher, and no classifier, with which come timm and transformers.
 READERS = ("store", "hub", "replay")
-OF_A_TEACHER = {"teacher.folds", "teacher.names", "teacher.signals", "teacher.topk"}
+OF_A_TEACHER = {"teacher.folds", "teacher.metrics", "teacher.names", "teacher.signals", "teacher.topk"}
 MAX_LINES = {"module": 600, "class": 300, "function": 80}
 # What is longer, and why. The list may only shrink.
 LONGER = {}

@@ -65,11 +65,13 @@ def _loaded(
     base: BaseArguments,
     teaching: TeacherArguments,
     columns: ReinforceConfig | CalibrateArguments,
+    *,
+    by_labels: bool = False,
 ) -> tuple[Dataset, dict[str, Any], Teacher]:
-    """Loads a base dataset and a teacher of its classes; returns also what names the dataset."""
+    """Loads a base dataset, with labels where they are needed, and a teacher of its classes; also returns its description."""
     from hf_dr.cli.arguments import check_rows, read_classes
     from hf_dr.processes import process_state
-    from hf_dr.store.base_dataset import check_dataset, class_names_of, load_base
+    from hf_dr.store.base_dataset import check_dataset, class_names_of, labelled_columns, load_base
     from hf_dr.teacher.ensemble import Teacher
 
     state = process_state()
@@ -82,7 +84,10 @@ def _loaded(
             files_from=columns.files_from,
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
-    _, label_column = check_dataset(dataset, columns.image_column, columns.label_column)
+    chosen = columns.image_column, columns.label_column
+    if by_labels:
+        labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
+    _, label_column = check_dataset(dataset, *chosen)
     names = class_names_of(dataset, label_column)
     teacher = Teacher.from_pretrained(
         teaching.teacher,
@@ -126,7 +131,7 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.processes import process_state
 
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
-    dataset, _, teacher = _loaded(argv, images, teaching, images)
+    dataset, _, teacher = _loaded(argv, images, teaching, images, by_labels=True)
     columns = {"image_column": images.image_column, "label_column": images.label_column}
     found = calibrate(dataset, teacher, augmentation, **columns)
     if process_state().is_main_process:
@@ -270,7 +275,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
     print(report)
     if folder is not None:
-        keep_finding(folder, report.verification)
+        keep_finding(folder, plus.provenance.fingerprint, report.verification)
     return 0 if report.ok else 1
 
 
@@ -294,7 +299,8 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import local_config, open_reinforced
     from hf_dr.generation.contact_sheet import check_sheet, contact_sheet
     from hf_dr.generation.inspection import inspect
-    from hf_dr.store.card import keep_finding
+    from hf_dr.store.card import write_card
+    from hf_dr.store.findings import save_finding
     from hf_dr.store.schema import CONTACT_SHEET_FILE
 
     if arguments.contact_sheet:
@@ -313,9 +319,10 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
+        save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
             contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)
-        keep_finding(folder, inspection.statistics)
+        write_card(folder.parent)
     return 0
 
 

@@ -311,7 +311,8 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     page = comparison.save(folder, pictures)
     unfinished.done()
     if config.save:
-        keep_finding(find_config(plus, learned_from[0][1]).resolve(), comparison.students)
+        place = find_config(plus, learned_from[0][1]).resolve()
+        keep_finding(place, Provenance.read(place).fingerprint, comparison.students)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
 

@@ -129,6 +129,8 @@ class CompareConfig:
         # What would only be found when students are trained already.
         for name in ("objectives", "seeds"):
             check_each_once(name, getattr(self, name))
+        if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
+            raise ConfigError("`teacher` must be given for `objective` kd and only then, got none with kd. Name one.")
         datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
         if not datasets or not all(isinstance(path, (str, os.PathLike)) for path in datasets):
             raise ConfigError(

@@ -186,12 +186,13 @@ class WebDatasetExport:
         lock = file_lock(self.folder / ".lock")
         try:
             take(lock)
-            self._run()
         except filelock.Timeout:
             raise ConfigError(
                 f"{self.folder} must not be in use, but another export is writing to it. Wait for it, or choose another "
                 "`output_dir`."
             ) from None
+        try:
+            self._run()
         finally:
             lock.release()
 

@@ -7,7 +7,6 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, overload
 
 import datasets
@@ -18,7 +17,7 @@ import torch
 from hf_dr.errors import ConfigError, DataError, ReplayError, did_you_mean
 from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.names import DIFFICULTIES
-from hf_dr.settings import check_kind
+from hf_dr.settings import as_plain, check_kind
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
@@ -469,9 +468,12 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
                 "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
                 "Split the base, and reinforce its training part."
             )
-        is_share = isinstance(test_size, Real) and 0 < test_size < 1
-        is_count = isinstance(test_size, Integral) and not isinstance(test_size, bool)
-        count = round(test_size * len(self)) if is_share else int(test_size) if is_count else 0
+        size = as_plain(test_size)
+        count = 0
+        if isinstance(size, float) and 0 < size < 1:
+            count = round(size * len(self))
+        elif isinstance(size, int) and not isinstance(size, bool):
+            count = size
         if not 0 < count < len(self):
             raise ConfigError(
                 f"`test_size` must leave rows on both sides of {len(self)}, got {test_size!r}. Give a share or a number."

@@ -119,9 +119,9 @@ def write_card(folder: Path) -> None:
         write_whole(path, update_card(read_card(path), _finished_configs(folder), name=folder.resolve().name))
 
 
-def keep_finding(config: Path, finding: Statistics | Verification | Students) -> None:
-    """Keeps what was found out about a finished configuration next to its shards, and shows it in the card."""
-    save_finding(config, Provenance.read(config).fingerprint, finding)
+def keep_finding(config: Path, fingerprint: str, finding: Statistics | Verification | Students) -> None:
+    """Keeps what was found out about the run of `fingerprint` next to its shards, and shows it in the card."""
+    save_finding(config, fingerprint, finding)
     write_card(config.parent)
 
 

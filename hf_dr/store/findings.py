@@ -13,6 +13,7 @@ from hf_dr.errors import FormatError
 from hf_dr.files import write_json
 from hf_dr.store.json_files import Count, FiniteFloat, read_object, validated
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
+from hf_dr.teacher.metrics import NUM_BINS
 from hf_dr.teacher.names import IMAGE_TAIL, SAMPLED, TOPK
 
 FINGERPRINT_KEY = "fingerprint"
@@ -45,7 +46,7 @@ class Statistics:
             lines.append(
                 ("top-1 is the label", f"{100 * self.agreement:.2f} % of {self.unmixed_views:,} unmixed views")
             )
-            lines.append(("calibration error", f"{self.ece:.4f} (ECE, 15 bins)"))
+            lines.append(("calibration error", f"{self.ece:.4f} (ECE, {NUM_BINS} bins)"))
             lines.append(("NLL of the label", "not known" if self.nll is None else f"{self.nll:.4f} nats"))
         return lines
 

@@ -320,13 +320,15 @@ def as_evaluation(trainer: Any, given: Any, *, to_predict: bool = False, name: s
     """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
 
     Args:
-        trainer: Of the student; only of `ReinforcedData`, from which it learns, classes and size are known.
+        trainer: The student's. Plain images become `LabelledImages` where it learns from `ReinforcedData`, which tells their
+            classes and their size.
         given: `eval_dataset` as Trainer takes it: a dataset, or several by name.
         to_predict: See `evaluation_images`; `name` as well.
     """
     train = trainer.train_dataset
     if isinstance(given, dict):
-        return {key: as_evaluation(trainer, one, to_predict=to_predict) for key, one in given.items()}
+        made = {key: as_evaluation(trainer, one, to_predict=to_predict) for key, one in given.items()}
+        return made if isinstance(train, ReinforcedData) else given
     if isinstance(given, ReinforcedData):
         tail_rule(trainer.args.tail, given.signal)  # which may be another signal than that of the training set
     if not isinstance(train, ReinforcedData):

@@ -69,9 +69,13 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
     return names
 
 
-def check_measured(args: TrainingArguments, metrics: Collection[str]) -> None:
+def without_prefix(metrics: Collection[str]) -> set[str]:
+    """Returns the names of an evaluation's metrics, which Trainer calls `eval_NAME`."""
+    return {name.removeprefix("eval_") for name in metrics if name.startswith("eval_")}
+
+
+def check_measured(args: TrainingArguments, names: Collection[str]) -> None:
     """Raises a ConfigError if what chooses the best weights is none of an evaluation's metrics; Trainer raises a KeyError."""
-    names = {name.removeprefix("eval_") for name in metrics if name.startswith("eval_")}
     wanted = args.metric_for_best_model
     if wanted is not None and wanted.removeprefix("eval_") not in names:
         raise ConfigError(

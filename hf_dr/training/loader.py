@@ -131,7 +131,7 @@ class ReinforcedLoader:
         shield_workers(self._loader)
         # In a cycle of references, as Lightning's are, Python may collect the queues of workers before their iterator. They do
         # not hear then that they are to end, and torch waits 5 seconds for each.
-        weakref.finalize(self, end_workers, self._loader).atexit = False
+        weakref.finalize(self._loader, end_workers, self._loader.base_dataloader).atexit = False
 
     def __repr__(self) -> str:
         return (

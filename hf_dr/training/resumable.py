@@ -17,7 +17,7 @@ import transformers.trainer
 from accelerate import skip_first_batches
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import (
@@ -48,7 +48,7 @@ from hf_dr.training.checkpoints import (
     whole_checkpoint,
     write_checksums,
 )
-from hf_dr.training.evaluated import check_measured
+from hf_dr.training.evaluated import check_measured, without_prefix
 from hf_dr.training.resumable_arguments import as_config_errors
 from hf_dr.training.totals import Totals
 
@@ -68,6 +68,8 @@ class ResumableTrainer(Trainer):
     model: Any
     train_dataset: Any
     eval_dataset: Any
+    hub_model_id: Any
+    push_in_progress: Any
     settings_file: ClassVar[str] = "run_settings.json"
     """The file, next to the weights, that holds `run_settings`."""
 
@@ -90,6 +92,7 @@ class ResumableTrainer(Trainer):
             if type(callback) is ProgressCallback:  # what a user has made of it, and a notebook's, stay
                 self.remove_callback(callback)
                 self.add_callback(_Bars)
+        self.add_callback(_Forgetting(self))
         self.add_callback(self._divergence)
         self.add_callback(self._totals)
 
@@ -107,14 +110,13 @@ class ResumableTrainer(Trainer):
         """
         evaluated = self.args.metric_for_best_model is not None and self.args.eval_strategy != IntervalStrategy.NO
         if evaluated and (names := self.metric_names()) is not None:
-            check_measured(self.args, [f"eval_{name}" for name in names])
+            check_measured(self.args, names)
         self._most_checkpoints = self.args.save_total_limit
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             self._check_alike(checkpoint)
             self.prepare_resume(checkpoint)
-            self._calibration = None  # that of other weights
             try:
                 self._totals.resume_from(checkpoint)
                 return self._totals.of_all(super().train(checkpoint, trial, ignore_keys_for_eval))
@@ -212,7 +214,7 @@ class ResumableTrainer(Trainer):
 
     # Private, because with `save_strategy` best Trainer lets this alone decide, whatever callbacks have asked to save.
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        check_measured(self.args, metrics)
+        check_measured(self.args, without_prefix(metrics))
         return super()._determine_best_metric(metrics, trial) or self.control.should_save
 
     # Private, because Trainer tells nobody before it loads the weights, and only warns where there are none.
@@ -318,7 +320,6 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, *args: Any, **settings: Any) -> torch.Tensor:
         """As Trainer's."""
-        self._measured = {}
         loss = super().training_step(*args, **settings)
         self._divergence.watch(loss, self.state.global_step)
         return loss
@@ -339,7 +340,7 @@ class ResumableTrainer(Trainer):
             self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
             # Trainer asks for the rate's metric before it chooses; an `evaluate` that was overridden may still add it.
             if self.is_in_train and steers_the_rate(self.args) and type(self).evaluate is ResumableTrainer.evaluate:
-                check_measured(self.args, metrics)
+                check_measured(self.args, without_prefix(metrics))
         return metrics
 
 
@@ -424,3 +425,16 @@ class _Bars(ProgressCallback):
 
     def _bar(self, state: TrainerState, total: int, name: str, **settings: Any) -> Any:
         return progress_bar(total=total, desc=name, show=state.is_world_process_zero, dynamic_ncols=True, **settings)
+
+
+class _Forgetting(TrainerCallback):
+    """Forgets metrics and temperature of weights that change. A callback, because not every `training_step` calls Trainer's."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer._calibration = None
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer._measured = {}

@@ -313,7 +313,7 @@ class StudentTrainer(ResumableTrainer):
             self._finish_current_push()
             self.create_model_card()
             job = self._push(checkpoint_folder, warn=True, commit_message=message)
-            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type, assignment]
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
         except Exception as error:
             warn_of_failure(error)
 

@@ -300,7 +300,9 @@ class ReinforcedTrainer(StudentTrainer):
     def _tail(self) -> TailRule:
         """The tail rule of the loss: `tail`, or that of the signal of what is evaluated, else of what is learned from."""
         data = self._reinforced if self._evaluated is None else self._evaluated
-        return self.args.tail or "uniform" if data is None else tail_rule(self.args.tail, data.signal)
+        if data is None:
+            return self.args.tail or "uniform"
+        return tail_rule(self.args.tail, data.signal)
 
     def evaluation_loop(
         self,

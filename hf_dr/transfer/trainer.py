@@ -261,7 +261,14 @@ class TransferTrainer(ResumableTrainer):
         """Returns the names of what the task's meter measures."""
         return set(self._meter().names)
 
-    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
         share_buffers(self)
         # Unwrapped, because processes have different numbers of batches.
@@ -348,6 +355,7 @@ class TransferTrainer(ResumableTrainer):
             card,
             private=private if private is not None else args.hub_private_repo,
             message=commit_message or "End of training",
+            stale=lambda path: False,
             alone=True,
         )
 

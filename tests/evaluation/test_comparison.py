@@ -348,6 +348,7 @@ def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"seeds": ["0"]}, "`seeds` must be a whole number of at least 0, got '0'"),
+     ({"objectives": ["kd"]}, "`teacher` must be given for `objective` kd and only then, got none with kd. Name one"),
      ({"save": "no"}, "`save` must be True or False, got 'no'"),
      ({"pictures": "a.png"}, "`pictures` must be a list of names, got 'a.png'"),
      ({"objectives": "erm"}, "`objectives` must be a list of names, got 'erm'. Put it into a list"),

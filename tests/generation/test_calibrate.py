@@ -1,6 +1,7 @@
 """A teacher is calibrated on views as a run makes them, from Python as from the command line."""
 
 import re
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -73,6 +74,13 @@ def test_the_command_prints_what_the_function_finds(tmp_path, capsys, monkeypatc
     shown = capsys.readouterr().out
     assert shown.startswith(f"{found}\n\nnext: hf-dr reinforce, with the same dataset, teacher and views, and ")
     assert shown.endswith(f"--teacher_temperature {found.teacher.temperature:.4g}\n")
+
+
+def test_the_command_loads_no_teacher_for_images_without_labels(tmp_path, capsys, monkeypatch, tiny_dataset):
+    tiny_dataset.remove_columns("label").to_parquet(str(tmp_path / "test.parquet"))
+    monkeypatch.setattr(Teacher, "from_pretrained", Mock(side_effect=AssertionError("it was loaded")))
+    assert main(["calibrate", str(tmp_path), "--teacher", "any", "--augmentation", "rrc", "--size", "8"]) == 2
+    assert f"a teacher is calibrated by labels, found none in {tmp_path}" in capsys.readouterr().err
 
 
 def test_what_cannot_be_calibrated_is_refused(tiny_dataset, tiny_teacher):

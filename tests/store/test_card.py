@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hf_dr import Augmentation, ReinforceConfig, load_reinforced, ops, reinforce
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.generation.verify import verify
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import (
     CARD_FILE,
@@ -385,6 +386,21 @@ def test_what_only_a_run_can_tell_is_not_told_of_a_plan():
 
 
 # ------------------------------------------------------------------------------------------------------- with findings
+
+
+def test_a_finding_is_kept_for_the_run_that_was_looked_at(folder, monkeypatch):
+    """Also where the configuration was made again meanwhile: it has not been looked at."""
+    config = folder / "all_ops"
+    opened = Provenance.read(config)
+
+    def verified_meanwhile(*given, **settings):
+        report = verify(*given, **settings)
+        replace(opened, seed=opened.seed + 1).write(config)
+        return report
+
+    monkeypatch.setattr("hf_dr.generation.verify.verify", verified_meanwhile)
+    assert main(["verify", str(config), "--save", "--no_teacher", "--num_rows", "5"]) == 0
+    assert json.loads((config / VERIFICATION_FILE).read_text())["fingerprint"] == opened.fingerprint
 
 
 def test_findings_stand_in_the_card(folder, tiny_teacher):

@@ -161,6 +161,24 @@ def test_a_metric_of_ones_own_that_is_not_measured_is_an_error(plain, pictures, 
         trainer.train()
 
 
+def test_metrics_of_weights_that_have_changed_are_forgotten(plain, pictures, settings):
+    """Whoever takes the steps."""
+
+    class OwnSteps(ReinforcedTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = self.compute_loss(model, self._prepare_inputs(self._student_inputs(inputs)))
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    trainer = OwnSteps(pooled(), settings(max_steps=1), train_dataset=plain, eval_dataset=pictures)
+    trainer.evaluate()
+    before = trainer._measured["loss"]
+    trainer.train()
+    assert "loss" not in trainer._measured
+    trainer.evaluate()
+    assert trainer._measured["loss"] != before
+
+
 class Scored(ReinforcedTrainer):
     """Adds a metric of its own."""
 

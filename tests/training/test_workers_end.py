@@ -1,5 +1,6 @@
 """Workers of loaders end with the training, and only then."""
 
+import copy
 import gc
 import multiprocessing
 import signal
@@ -79,6 +80,16 @@ def test_workers_of_a_loader_in_a_cycle_end_by_themselves(tiny_plus, monkeypatch
     gc.collect()
     assert not terminated
     assert not workers & set(multiprocessing.active_children())
+
+
+def test_workers_serve_a_shallow_copy_of_their_loader(tiny_plus):
+    loader = ReinforcedLoader(tiny_plus, 4, device="cpu", num_workers=1)
+    batches = iter(copy.copy(loader))
+    next(batches)
+    expected = len(loader) - 1
+    del loader
+    gc.collect()
+    assert len(list(batches)) == expected
 
 
 def test_a_worker_ends_when_its_parent_says_so():

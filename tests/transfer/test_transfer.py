@@ -358,6 +358,11 @@ def test_a_run_is_resumed_only_under_its_own_description(whole, tmp_path):
         line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_an_evaluation_takes_its_arguments_by_place_as_trainers_does(short):
+    found = short.evaluation_loop(short.get_eval_dataloader(), "Prediction", None, None, "test")
+    assert found.metrics.items() >= {"test_sum": 21, "test_count": 7}.items()
+
+
 def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_path):
     assert short.evaluate().items() >= {"eval_sum": 21, "eval_count": 7}.items()
     short.save_model()

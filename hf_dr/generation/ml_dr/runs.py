@@ -229,10 +229,11 @@ def _open_run(path: Path, start: int) -> Run:
             f"{path} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
             f"{CONFIG_FILE if config is None else 'image'}. Fetch it again, or check the path."
         )
-    format = RunFormat(read_file(*config), config[1])
+    settings, settings_file = config
     number, data, where = image
+    format = RunFormat(read_file(settings, settings_file), settings_file)
     content = read_file(data, where)
     views = range(start, start + format.num_samples(content, number, where))
-    digests = [hashlib.sha256(part).hexdigest() for part in (config[0], data)]
+    digests = [hashlib.sha256(part).hexdigest() for part in (settings, data)]
     digest = hashlib.sha256(f"{digests[0]} {number} {digests[1]}".encode()).hexdigest()
     return Run(path, format, views, format.top_k(content, where), digest)

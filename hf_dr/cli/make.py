@@ -71,7 +71,8 @@ def _loaded(
     """Loads a base dataset, with labels where they are needed, and a teacher of its classes; also returns its description."""
     from hf_dr.cli.arguments import check_rows, read_classes
     from hf_dr.processes import process_state
-    from hf_dr.store.base_dataset import check_dataset, class_names_of, labelled_columns, load_base
+    from hf_dr.store.base_dataset import class_names_of, load_base
+    from hf_dr.store.labels import check_dataset, labelled_columns
     from hf_dr.teacher.ensemble import Teacher
 
     state = process_state()

@@ -338,7 +338,8 @@ def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: in
 
 def _divide(name: str, teaching: TeachArguments, folder: Path, seed: int) -> None:
     """Writes what is learned and what is held out of a split to a folder."""
-    from hf_dr.store.base_dataset import labelled_columns, load_base
+    from hf_dr.store.base_dataset import load_base
+    from hf_dr.store.labels import labelled_columns
     from hf_dr.training.teaching import divide
 
     dataset, _ = load_base(
@@ -358,7 +359,8 @@ def _held_out_split(name: str, config: str | None = None, revision: str | None =
 
 def hashes_of(name: str, files_from: Sequence[str] = ()) -> list[str]:
     """Returns a hash of the images and labels of each split by which a teacher is made and measured, unless told otherwise."""
-    from hf_dr.store.base_dataset import labelled_columns, load_base, whole_hash
+    from hf_dr.store.base_dataset import load_base, whole_hash
+    from hf_dr.store.labels import labelled_columns
 
     hashes = []
     for split in filter(None, (TeachArguments.split, _held_out_split(name))):

@@ -28,7 +28,8 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.store.base_dataset import labelled_columns, load_base
+from hf_dr.store.base_dataset import load_base
+from hf_dr.store.labels import labelled_columns
 from hf_dr.teacher.calibration import TemperatureFit
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of

@@ -15,7 +15,8 @@ from timm.data import ImageNetInfo
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_advice, label_columns, load_base, read_labels, undecoded_images, whole_column
+from hf_dr.store.base_dataset import load_base, undecoded_images, whole_column
+from hf_dr.store.labels import label_advice, label_columns, read_labels
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.labelling import Labeller
 from hf_dr.generation.plan import augmentation_of, plan_run
 from hf_dr.generation.sources import choose_source, cut_spans
-from hf_dr.store.base_dataset import labelled_columns
+from hf_dr.store.labels import labelled_columns
 from hf_dr.teacher.calibration import TemperatureFit
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames

@@ -20,8 +20,8 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.settings import check_kind
 from hf_dr.store import schema
-from hf_dr.store.base_dataset import label_numbers
 from hf_dr.store.findings import Statistics
+from hf_dr.store.labels import label_numbers
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import MAX_MASS, check_full, check_shards, read_features, reading
 from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error

@@ -29,7 +29,8 @@ from hf_dr.processes import describe_processor, on_main, process_state, warm_up_
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import pixels_digest
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.base_dataset import check_dataset, undecoded_images
+from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.labels import check_dataset
 from hf_dr.store.named_files import as_table, describe_named_files
 from hf_dr.store.schema import AUG_PREFIX, SOURCE_INDEX, TEACHER_IDS
 from hf_dr.store.shards import ShardWriter, row_groups

@@ -21,7 +21,8 @@ from hf_dr.files import expanded
 from hf_dr.generation.config import ImportConfig, ReinforceConfig
 from hf_dr.generation.teachers import checked_labels
 from hf_dr.settings import check_kind
-from hf_dr.store.base_dataset import check_dataset, checked_origin, content_hash, label_advice, undecoded_images
+from hf_dr.store.base_dataset import checked_origin, content_hash, undecoded_images
+from hf_dr.store.labels import check_dataset, label_advice
 from hf_dr.store.named_files import stored_columns
 from hf_dr.store.provenance import Provenance, added_features
 from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION

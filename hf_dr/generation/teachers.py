@@ -9,7 +9,8 @@ import datasets
 import numpy as np
 
 from hf_dr.errors import FormatError, TeacherError
-from hf_dr.store.base_dataset import class_numbers, whole_column
+from hf_dr.store.base_dataset import whole_column
+from hf_dr.store.labels import class_numbers
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.teacher.ensemble import Teacher, is_teacher

@@ -21,7 +21,8 @@ from hf_dr.replay.reinforced_data import (
     digest_of_rows,
     draw_fresh_view,
 )
-from hf_dr.store.base_dataset import content_hash, read_labels, undecoded_images
+from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.labels import read_labels
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation

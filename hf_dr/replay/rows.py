@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.replay.join import JoinedBase, readable
-from hf_dr.store.base_dataset import check_class_names, class_names_of, class_numbers, whole_column
+from hf_dr.store.base_dataset import class_names_of, whole_column
+from hf_dr.store.labels import check_class_names, class_numbers
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
 from hf_dr.views.rng import Matching

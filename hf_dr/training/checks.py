@@ -24,7 +24,8 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import check_class_names, check_dataset, class_numbers, label_advice, whole_column
+from hf_dr.store.base_dataset import whole_column
+from hf_dr.store.labels import check_class_names, check_dataset, class_numbers, label_advice
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.evaluated import few_answers

@@ -38,7 +38,8 @@ import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import expanded, no_folder, spelled_alike
 from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
-from hf_dr.store.base_dataset import read_labels, whole_column
+from hf_dr.store.base_dataset import whole_column
+from hf_dr.store.labels import read_labels
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
 from hf_dr.replay.join import check_readable
-from hf_dr.store.base_dataset import file_hashes, read_labels, shared_files, undecoded_images, whole_hash
+from hf_dr.store.base_dataset import file_hashes, shared_files, undecoded_images, whole_hash
 from hf_dr.store.json_files import read_object
+from hf_dr.store.labels import read_labels
 from hf_dr.store.named_files import as_table
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng

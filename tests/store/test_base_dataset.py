@@ -22,9 +22,7 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.store.base_dataset import (
     base_files,
     check_cache,
-    check_dataset,
     content_hash,
-    label_advice,
     load_base,
     load_parquet,
     shared_files,
@@ -32,6 +30,7 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
     whole_hash,
 )
+from hf_dr.store.labels import check_dataset, label_advice
 from hf_dr.training.checks import evaluation_images
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop

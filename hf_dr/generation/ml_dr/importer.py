@@ -36,15 +36,8 @@ from hf_dr.generation.ml_dr.fitting import LABELLED_ROWS, OrderCheck, find_rows,
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
 from hf_dr.generation.plan import library_versions, make_plan
 from hf_dr.processes import default_workers
-from hf_dr.store.base_dataset import (
-    check_dataset,
-    checked_origin,
-    class_names_of,
-    class_numbers,
-    content_hash,
-    undecoded_images,
-    whole_column,
-)
+from hf_dr.store.base_dataset import checked_origin, class_names_of, content_hash, undecoded_images, whole_column
+from hf_dr.store.labels import check_dataset, class_numbers
 from hf_dr.store.named_files import as_table
 from hf_dr.store.provenance import added_features
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH

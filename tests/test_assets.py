@@ -13,7 +13,7 @@ from hf_dr.cli.yaml_files import read_yaml
 from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.preprocessing import evaluation_augmentation
-from hf_dr.training.students import LabelledImages
+from hf_dr.training.student_inputs import LabelledImages
 
 ASSETS = Path(str(importlib.resources.files("hf_dr"))) / "assets"
 TEACHERS = [ASSETS / "teachers" / f"fashion_mnist_{member}" for member in "ab"]

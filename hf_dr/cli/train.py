@@ -47,7 +47,8 @@ from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import check_labels, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.student_card import Student
-from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
+from hf_dr.training.student_inputs import LabelledImages, evaluation_of, load_processor
+from hf_dr.training.students import build_student, read_model_args
 from hf_dr.training.teaching import MARKER
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer

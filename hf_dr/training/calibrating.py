@@ -25,7 +25,7 @@ from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import check_no_path, check_one
 from hf_dr.training.evaluated import weights_are_sharded
 from hf_dr.training.resumable import ResumableTrainer, changed
-from hf_dr.training.students import LabelledImages, outputs_of
+from hf_dr.training.student_inputs import LabelledImages, outputs_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_dr.errors import ConfigError
-from hf_dr.training.students import EMA_FILE, is_timm, native_names
+from hf_dr.training.student_inputs import is_timm
+from hf_dr.training.students import EMA_FILE, native_names
 
 _WHAT_TO_DO = (
     "Lower `learning_rate`, warm up longer (`warmup_steps`, `warmup_epochs`) or clip gradients (`max_grad_norm`); a checkpoint "

@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, sha256_of, write_json
 from hf_dr.settings import are_alike, unlike_names
-from hf_dr.training.students import is_timm
+from hf_dr.training.student_inputs import is_timm
 
 logger = logging.getLogger(__name__)
 

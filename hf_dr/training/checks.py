@@ -30,7 +30,7 @@ from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.evaluated import few_answers
 from hf_dr.training.losses import check_label_weight, check_num_classes, tail_rule
-from hf_dr.training.students import LabelledImages, evaluation_of
+from hf_dr.training.student_inputs import LabelledImages, evaluation_of
 from hf_dr.views.augmentation import Augmentation
 
 

@@ -22,7 +22,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import Switch, check_count, check_kind
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
-from hf_dr.training.students import Normalization, check_processor, is_timm, normalize, student_preprocessing
+from hf_dr.training.student_inputs import Normalization, check_processor, is_timm, normalize, student_preprocessing
 
 
 class ReinforcedLoader:

@@ -31,7 +31,7 @@ from hf_dr.teacher.folds import fold_in_config
 from hf_dr.text import code, inline, markdown_table
 from hf_dr.training.calibrating import Calibration
 from hf_dr.training.checkpoints import plain
-from hf_dr.training.students import is_timm
+from hf_dr.training.student_inputs import is_timm
 
 STUDENT_FILE = "student.json"
 """What is known about a student; of this its card is made, in the folder and again when it is published."""

@@ -24,7 +24,8 @@ from hf_dr.files import expanded
 from hf_dr.hub.repository import Push, Repository, publish, warn_of_unsent
 from hf_dr.store.card import CARD_FILE, read_card
 from hf_dr.training.student_card import GENERATED_KEYS, STUDENT_FILE, Student, update_student_card
-from hf_dr.training.students import EMA_FILE, complete_config, is_timm, native_names
+from hf_dr.training.student_inputs import is_timm
+from hf_dr.training.students import EMA_FILE, complete_config, native_names
 
 logger = logging.getLogger(__name__)
 

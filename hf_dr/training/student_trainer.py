@@ -32,15 +32,8 @@ from hf_dr.training.losses import check_classes
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training, with_labels
 from hf_dr.training.student_hub import push_in_background, warn_of_failure
-from hf_dr.training.students import (
-    Normalization,
-    complete_config,
-    is_timm,
-    native_names,
-    normalize,
-    processor_of,
-    student_preprocessing,
-)
+from hf_dr.training.student_inputs import Normalization, is_timm, normalize, processor_of, student_preprocessing
+from hf_dr.training.students import complete_config, native_names
 
 logger = logging.getLogger(__name__)
 

@@ -1,68 +1,42 @@
-"""Students: image classifiers to train, by name, and images with labels to evaluate them on."""
+"""Students: image classifiers to train, by name."""
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import PIL.Image
-import pyarrow as pa
 import timm
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config, resolve_model_data_config
+from timm.data import resolve_data_config, resolve_model_data_config
 from timm.layers import PatchEmbed
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageClassification,
-    BitImageProcessor,
-    PreTrainedModel,
     TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    TimmWrapperImageProcessor,
 )
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
-from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.files import expanded, no_folder, spelled_alike
 from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
-from hf_dr.store.base_dataset import whole_column
-from hf_dr.store.labels import read_labels
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
     EVAL_CROP,
-    Preprocessing,
-    before_crop,
-    evaluation_augmentation,
-    is_of_scale,
-    read_image_processor,
-    timm_crop,
-    timm_preprocessing,
 )
-from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.images import as_tensor, channel_values, decode_row
+from hf_dr.training.student_inputs import Normalization, check_normalization, is_timm
 from hf_dr.views.ops.base import Size
 
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 """The averaged weights, next to the model's."""
-
-Normalization = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of a model's input, each three numbers on the scale 0 to 1."""
 
 
 def build_student(
@@ -106,7 +80,7 @@ def build_student(
     if model_args is not None:
         check_kind("model_args", model_args, Mapping, "names and values", 'Give e.g. `{"img_size": 32}`.')
         model_args = dict(model_args)
-    _check_normalization(normalization)
+    check_normalization(normalization)
     name = os.fspath(name)
     labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
     classes: dict[str, Any] = {
@@ -271,11 +245,6 @@ def read_model_args(value: Any) -> dict[str, Any]:
     return content
 
 
-def is_timm(model: Any) -> bool:
-    """Whether a model is transformers' wrapper around one of timm's."""
-    return isinstance(model, TimmWrapperForImageClassification)
-
-
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """Returns the model that is inside of torch.compile's or a distributed wrapper; Trainer wraps it itself."""
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -316,264 +285,3 @@ def complete_config(model: Any, normalization: Normalization | None = None) -> N
 def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns weights of transformers' timm wrapper by timm's names, which the wrapper understands as well."""
     return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
-
-
-def normalize(pixels_BCHW: torch.Tensor, seen: Preprocessing) -> torch.Tensor:
-    """Turns uint8 RGB pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel of its order."""
-    if seen.bgr:
-        pixels_BCHW = pixels_BCHW.flip(1)
-    offset_C11 = channel_values(seen.mean, pixels_BCHW.device, torch.float32) * 255
-    scale_C11 = channel_values(seen.std, pixels_BCHW.device, torch.float32) * 255
-    return (pixels_BCHW - offset_C11) / scale_C11
-
-
-def student_preprocessing(
-    model: torch.nn.Module, processor: Any = None, normalization: Normalization | None = None
-) -> Preprocessing:
-    """Returns how a student normalises the colours of its images; the size and the filter in it have no meaning.
-
-    Args:
-        model: Its `pretrained_cfg` counts where it is alone; else ImageNet's mean and standard deviation do.
-        processor: The image processor that is saved with the student, and shows it images from then on.
-        normalization: What was asked for, and must not contradict the processor.
-
-    Raises:
-        TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
-        ConfigError: What is saved with the student could not say what it was trained with.
-    """
-    _check_normalization(normalization)
-    processor = _own_processor(processor)
-    if processor is None:
-        cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
-        read = timm_preprocessing(resolve_data_config(pretrained_cfg=cfg, verbose=False), type(model).__name__)
-        if normalization is None:
-            return read
-        given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
-        return replace(read, **given)
-    read, _ = read_image_processor(processor, type(model).__name__)
-    own = (read.mean, read.std)
-    if normalization is not None and own != tuple(map(tuple, normalization)):
-        raise ConfigError(
-            f"`normalization` must be that of `processing_class`, which is saved with the student: {own}, got {normalization}. "
-            "Leave it out, or change the processor."
-        )
-    if is_timm(model) and read.bgr:
-        raise ConfigError(
-            "`processing_class` must leave the channels in the order RGB for a model of timm, whose configuration has no "
-            "other, but it reverses them (`do_flip_channel_order`). Set it to false."
-        )
-    return read
-
-
-def _check_normalization(given: Any) -> None:
-    if given is None:
-        return
-    try:
-        values = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (2, 3) or not np.isfinite(values).all():
-        raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
-    if not is_of_scale(np.abs(values).max()):
-        raise ConfigError(
-            f"`normalization` must be mean and std on the scale 0 to 1, got {given!r:.80}, which are on that of 0 to 255. "
-            "Divide them by 255."
-        )
-    if values[1].min() <= 0:
-        raise ConfigError(f"`normalization` must have a std above 0, got {given!r:.80}. Correct it, or leave it out.")
-
-
-def check_processor(name: str, processor: object) -> None:
-    """Refuses the name of an image processor in the place of the argument `name`."""
-    if isinstance(processor, (str, Path)):
-        raise ConfigError(
-            f"`{name}` must be an image processor, got the name {str(processor)!r}. Load it: "
-            "`AutoImageProcessor.from_pretrained(name)`."
-        )
-
-
-def _own_processor(given: Any) -> Any:
-    """Returns the image processor in a processor; None for that of timm's models, which only repeats `pretrained_cfg`."""
-    processor = getattr(given, "image_processor", given)
-    return None if hasattr(processor, "data_config") else processor
-
-
-def outputs_of(model: torch.nn.Module, pixels_BCHW: torch.Tensor) -> Any:
-    """Returns a classifier's outputs by name, its `logits` (B, C) first; it may return a tuple or a tensor."""
-    outputs = model(pixel_values=pixels_BCHW)
-    if isinstance(outputs, dict):
-        # Trainer takes the first output for the predictions.
-        return outputs if next(iter(outputs), None) == "logits" else {"logits": outputs["logits"], **outputs}
-    return {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
-
-
-def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
-    """Returns the view by which a student is evaluated: that of whoever loads it later, `hf-dr evaluate` for one.
-
-    Args:
-        model: A model of timm says it in its `pretrained_cfg`.
-        processor: The image processor that is saved with another model. Without one the usual view is taken.
-        size: Height and width of the view in pixels.
-    """
-    processor = _own_processor(processor)
-    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)
-    name = type(model).__name__
-    if processor is not None:
-        read, crop = read_image_processor(processor, name)
-    elif cfg:
-        data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
-        read, crop = timm_preprocessing(data, name), timm_crop(data)
-    else:
-        return evaluation_augmentation(size)
-    return evaluation_augmentation(size, crop, read.interpolation)
-
-
-def load_processor(name: str, size: int) -> Any:
-    """Returns the image processor of a model that is fine-tuned, None where it has none: its mean and std are the student's.
-
-    Args:
-        name: Of the student.
-        size: Side of the images in pixels that it is fine-tuned on: the processor, which is saved with it, makes such. What
-            it resizes to before it crops changes in the same proportion.
-
-    Raises:
-        ConfigError: There is one, but transformers cannot load it.
-    """
-    if name.startswith("timm:"):
-        return None
-    try:
-        wrapped = isinstance(AutoConfig.from_pretrained(name), TimmWrapperConfig)
-        # Asked for one of timm's, AutoImageProcessor warns of a backend that it has for no one.
-        processor = (TimmWrapperImageProcessor if wrapped else AutoImageProcessor).from_pretrained(name)
-    except (OSError, ValueError) as error:
-        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        if cached_file(name, IMAGE_PROCESSOR_NAME, **quiet) is None:
-            return None
-        raise ConfigError(
-            f"the image processor of {name!r} must be one that transformers loads, but: {str(error).rstrip('. '):.300}. Save "
-            f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
-        ) from error
-    return resized_processor(processor, size)
-
-
-def resized_processor(given: Any, size: int) -> Any:
-    """Returns a copy of an image processor that makes images whose longer side has so many pixels.
-
-    What it resizes to before it crops changes in the same proportion. One that tells no size is left as it is.
-    """
-    sides_of = {key: getattr(given, key, None) for key in ("size", "crop_size")}
-    crops = getattr(given, "do_center_crop", False)  # EfficientNet's has a crop size that it does not use
-    made = (crops and sides_of["crop_size"]) or sides_of["size"]
-    old = max(dict(made).values()) if made else size
-    if old == size:
-        return given
-    logger.info(
-        "The image processor is saved for images of %d pixels, the size of the views; it was for %d.", size, old
-    )
-    processor = copy.deepcopy(given)
-    for key, sides in sides_of.items():
-        if sides:
-            scaled = {side: round(size / old * pixels) for side, pixels in dict(sides).items()}
-            setattr(processor, key, type(sides)(**scaled))
-    return processor
-
-
-def processor_of(model: Any, size: Size, normalization: Normalization | None = None) -> Any:
-    """Returns an image processor to save with a model that was given without one; None for models that have none.
-
-    That of the checkpoint that the model was loaded from; else one that makes the usual view of an evaluation.
-
-    Args:
-        model: One of timm's says all that in its config, and one of no library is loaded by none.
-        size: Height and width of the views in pixels.
-        normalization: Mean and std that the model learns with, on the scale 0 to 1. Default: the checkpoint's, else ImageNet's.
-    """
-    if is_timm(model) or not isinstance(model, PreTrainedModel):
-        return None
-    name = str(model.name_or_path)
-    known = load_processor(name, max(size)) if name and normalization is None else None
-    if known is not None:
-        logger.info("The image processor of %s is taken, and saved with the student.", name)
-        return known
-    mean, std = normalization or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    told = logger.warning if name and normalization is None else logger.info
-    told(
-        "%s comes without an image processor. One is saved with it that normalises by mean %s and std %s. If it has learned "
-        "with others, give its own as `processing_class`.",
-        type(model).__name__,
-        [round(value, 4) for value in mean],
-        [round(value, 4) for value in std],
-    )
-    height, width = size
-    resized = before_crop(height, EVAL_CROP)
-    wider = before_crop(width, height / resized)  # one share for both sides
-    return BitImageProcessor(
-        size={"shortest_edge": resized} if height == width else {"height": resized, "width": wider},
-        crop_size={"height": height, "width": width},
-        resample=PIL.Image.Resampling.BILINEAR,
-        image_mean=list(mean),
-        image_std=list(std),
-    )
-
-
-class LabelledImages(torch.utils.data.Dataset):
-    """Images of a datasets.Dataset, one fixed view each, as uint8 `pixel_values` (3, H, W) and `labels`.
-
-    Args:
-        dataset: With an image column and a label column.
-        augmentation: Without randomness (`evaluation_augmentation`).
-        image_column: Column of the images.
-        label_column: Column of the labels; None without any: then rows have no `labels`.
-
-    Attributes:
-        has_labels: Whether there are labels.
-        class_names: The names of the classes, where the labels have names.
-
-    Raises:
-        DataError: A column is missing, or a row has no label.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        augmentation: Augmentation,
-        *,
-        image_column: str = "image",
-        label_column: str | None = "label",
-    ) -> None:
-        columns = [image_column] if label_column is None else [image_column, label_column]
-        for name in columns:
-            if name not in dataset.column_names:
-                raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
-        if augmentation.params:
-            drawn = ", ".join(augmentation.params)
-            raise ConfigError(f"an evaluation must not be random, got the parameters {drawn}. Leave their ops out.")
-        self.class_names: list[str] | None = None
-        self._of_split = f" of `{dataset.split}`" if dataset.split else ""
-        if label_column is not None:
-            name = f"the labels `{label_column}`{self._of_split}"
-            _, self.class_names = read_labels(dataset, label_column, name, "Take a split with labels.")
-        images = dataset.select_columns(columns)
-        self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
-        self.has_labels = label_column is not None
-        self._image, self._label, self._augmentation = image_column, label_column, augmentation
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    @property
-    def files(self) -> datasets.Dataset:
-        """The images alone, undecoded."""
-        return self._dataset.select_columns([self._image])
-
-    @property
-    def labels(self) -> pa.ChunkedArray:
-        """The labels of all rows, as they are stored; there must be some."""
-        assert self._label is not None
-        return whole_column(self._dataset, self._label)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._dataset[index]
-        view = self._augmentation.apply(decode_row(row[self._image], f"row {index}{self._of_split}"), {})
-        pixels = {"pixel_values": as_tensor(view)}
-        return {**pixels, "labels": int(row[self._label])} if self.has_labels else pixels

@@ -12,7 +12,7 @@ from transformers import BatchFeature
 from hf_dr.errors import ConfigError
 from hf_dr.replay.messages import collate_rows
 from hf_dr.training.losses import ReinforcedLoss
-from hf_dr.training.students import normalize, student_preprocessing
+from hf_dr.training.student_inputs import normalize, student_preprocessing
 
 
 class ReinforcedTask(ClassificationTask):

@@ -43,18 +43,16 @@ from hf_dr.training.losses import TailRule, check_batch, check_num_classes, rein
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.resumable import changed
 from hf_dr.training.stream_progress import StreamProgress
-from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import (
+from hf_dr.training.student_inputs import (
     Normalization,
-    build_student,
     check_processor,
-    evaluation_cfg,
     is_timm,
     load_processor,
     outputs_of,
     resized_processor,
-    unwrapped,
 )
+from hf_dr.training.student_trainer import StudentTrainer
+from hf_dr.training.students import build_student, evaluation_cfg, unwrapped
 
 logger = logging.getLogger(__name__)
 

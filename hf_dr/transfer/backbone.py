@@ -18,7 +18,8 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import expanded
 from hf_dr.teacher.members import load_member
 from hf_dr.training.student_card import STUDENT_FILE, Student
-from hf_dr.training.students import check_architecture, is_timm, read_model_args
+from hf_dr.training.student_inputs import is_timm
+from hf_dr.training.students import check_architecture, read_model_args
 from hf_dr.transfer.settings import BackboneArguments
 
 

@@ -29,7 +29,7 @@ from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
-from hf_dr.training.students import load_processor
+from hf_dr.training.student_inputs import load_processor
 from hf_dr.training.totals import TOTALS_FILE
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation

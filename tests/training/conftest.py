@@ -15,7 +15,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.students import LabelledImages
+from hf_dr.training.student_inputs import LabelledImages
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp

@@ -17,7 +17,8 @@ from transformers import (
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.students import build_student, normalize
+from hf_dr.training.student_inputs import normalize
+from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 
 SIZE, ROWS, VIEWS, BATCH = 24, 12, 4, 4

@@ -18,7 +18,7 @@ from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
 from hf_dr.teacher.metrics import classification_metrics, compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.calibrating import as_trained, check_foldable, check_other_images, check_sample, check_whole
-from hf_dr.training.students import LabelledImages
+from hf_dr.training.student_inputs import LabelledImages
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import MODELS, SIZE, STEPS, Pooled, pooled, same, timm_student, weights
 

@@ -20,7 +20,8 @@ from hf_dr.generation.job import reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
-from hf_dr.training.students import LabelledImages, build_student
+from hf_dr.training.student_inputs import LabelledImages
+from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop, Resize

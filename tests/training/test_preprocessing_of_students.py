@@ -12,7 +12,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Mo
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.teacher.preprocessing import evaluation_augmentation, read_image_processor
-from hf_dr.training.students import build_student, load_processor, processor_of
+from hf_dr.training.student_inputs import load_processor, processor_of
+from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import SIZE, timm_student, transformers_student
 

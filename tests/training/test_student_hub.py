@@ -37,7 +37,8 @@ from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import find_damage
 from hf_dr.training.student_hub import export_student, push_student
-from hf_dr.training.students import LabelledImages, build_student
+from hf_dr.training.student_inputs import LabelledImages
+from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import pooled
 

@@ -26,7 +26,8 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import load_member
 from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
-from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor
+from hf_dr.training.student_inputs import LabelledImages, evaluation_of, load_processor
+from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip

@@ -25,7 +25,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import Backbone, build_backbone, describe_backbone
 from hf_dr.transfer.coco_masks import coco_library
-from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, collate
+from hf_dr.transfer.coco_metrics import CocoMeter
+from hf_dr.transfer.detection_data import DetectionData, DetectionImages, collate
 from hf_dr.transfer.settings import BackboneArguments, DetectionArguments
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained, open_data
 

@@ -18,8 +18,9 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
 from hf_dr.transfer.coco_masks import coco_library, decode_mask
+from hf_dr.transfer.coco_metrics import CocoMeter, coco_truth
 from hf_dr.transfer.detection import Detector, DetectorConfig, _choose_masks, check_same_categories
-from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_truth, collate
+from hf_dr.transfer.detection_data import DetectionData, DetectionImages, collate
 from hf_dr.transfer.settings import DetectionArguments
 
 

@@ -35,8 +35,9 @@ from toys import (
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.store import base_dataset
+from hf_dr.transfer.coco_metrics import CocoMeter
 from hf_dr.transfer.detection import load_detector
-from hf_dr.transfer.detection_data import CocoMeter, DetectionImages
+from hf_dr.transfer.detection_data import DetectionImages
 from hf_dr.transfer.detection_data import collate as collate_objects
 from hf_dr.transfer.segmentation import collate as collate_masks
 from hf_dr.transfer.segmentation import load_segmenter

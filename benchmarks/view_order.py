@@ -23,7 +23,8 @@ import synthetic
 
 from hf_dr.evaluation.tables import numbers
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import DIFFICULTIES, ranked_view
+from hf_dr.replay.names import DIFFICULTIES
+from hf_dr.replay.view_requests import ranked_view
 from hf_dr.views.augmentation import Augmentation
 
 ORDERS = ("all", "easy_first", "hard_first")

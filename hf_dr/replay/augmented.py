@@ -12,15 +12,8 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.replay.reinforced_data import (
-    MappedReinforcedData,
-    Origin,
-    ViewIndex,
-    ViewRequest,
-    checked_rows,
-    digest_of_rows,
-    draw_fresh_view,
-)
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, checked_rows, digest_of_rows
+from hf_dr.replay.view_requests import ViewIndex, ViewRequest, draw_fresh_view
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.labels import read_labels
 from hf_dr.store.provenance import hash_of

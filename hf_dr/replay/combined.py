@@ -13,7 +13,8 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest, checked_rows
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, checked_rows
+from hf_dr.replay.view_requests import View, ViewIndex, ViewRequest
 from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.signals import SAMPLED
 

@@ -16,19 +16,9 @@ import torch
 from hf_dr.errors import ConfigError, FormatError, ReplayError, did_you_mean
 from hf_dr.replay.columns import StoredViews
 from hf_dr.replay.join import JoinedBase, join_base
-from hf_dr.replay.reinforced_data import (
-    MappedReinforcedData,
-    Origin,
-    View,
-    ViewIndex,
-    ViewRequest,
-    check_difficulty,
-    checked_rows,
-    checked_views,
-    draw_fresh_view,
-    row_and_view,
-)
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, checked_rows, checked_views
 from hf_dr.replay.rows import check_labels, find_rows
+from hf_dr.replay.view_requests import View, ViewIndex, ViewRequest, check_difficulty, draw_fresh_view, row_and_view
 from hf_dr.settings import check_kind, check_names
 from hf_dr.store.base_dataset import class_names_of, undecoded_images, whole_column
 from hf_dr.store.named_files import named_files

@@ -9,7 +9,7 @@ import torch
 
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.dataset import ReinforcedDataset, StoredPairs
-from hf_dr.replay.reinforced_data import View, ViewIndex, ViewRequest, draw_fresh_params
+from hf_dr.replay.view_requests import View, ViewIndex, ViewRequest, draw_fresh_params
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
 from hf_dr.views.ops.base import Params, height_width

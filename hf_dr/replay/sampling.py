@@ -15,16 +15,9 @@ import torch
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.epoch import checked_epoch
-from hf_dr.replay.names import BY_DIFFICULTY, VIEW_ORDERS
-from hf_dr.replay.reinforced_data import (
-    DIFFICULTIES,
-    MappedReinforcedData,
-    ReinforcedData,
-    View,
-    check_loaded,
-    fresh_view,
-    ranked_view,
-)
+from hf_dr.replay.names import BY_DIFFICULTY, DIFFICULTIES, VIEW_ORDERS
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData, check_loaded
+from hf_dr.replay.view_requests import View, fresh_view, ranked_view
 from hf_dr.settings import Real, check_count
 from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, check_seed, keyed_rng

@@ -12,8 +12,8 @@ from hf_dr.generation.job import reinforce
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.device import UndoneViews
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.view_requests import fresh_view, ranked_view
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation

@@ -17,8 +17,8 @@ from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
-from hf_dr.replay.reinforced_data import fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.view_requests import fresh_view, ranked_view
 from hf_dr.views.augmentation import NO_PARTNER, Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import MixUp

@@ -22,7 +22,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import UNREADABLE, JoinedBase, index_images
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import fresh_view
+from hf_dr.replay.view_requests import fresh_view
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.views.augmentation import PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash

@@ -13,7 +13,8 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
-from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewRequest, draw_fresh_view, fresh_view, ranked_view
+from hf_dr.replay.reinforced_data import MappedReinforcedData
+from hf_dr.replay.view_requests import ViewRequest, draw_fresh_view, fresh_view, ranked_view
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop

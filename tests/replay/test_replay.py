@@ -28,8 +28,8 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import UndoneViews
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
-from hf_dr.replay.reinforced_data import fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.view_requests import fresh_view, ranked_view
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import find_config

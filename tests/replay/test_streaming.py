@@ -35,11 +35,11 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
-from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.replay.view_requests import fresh_view
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.training.loader import ReinforcedLoader
 from hf_dr.views.augmentation import Augmentation

@@ -18,7 +18,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import fresh_view
+from hf_dr.replay.view_requests import fresh_view
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH
 from hf_dr.teacher.ensemble import Teacher

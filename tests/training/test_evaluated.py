@@ -131,6 +131,16 @@ def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings,
         make()
 
 
+def test_sets_of_a_training_on_other_data_stay_the_users_own(settings):
+    """What is added to the dictionary later is evaluated, too."""
+    rows = [{"pixel_values": torch.zeros(3, SIZE, SIZE), "labels": n % 2} for n in range(4)]
+    given = {"a": rows}
+    trainer = ReinforcedTrainer(
+        timm_student(), settings(reinforced_probability=0), train_dataset=rows, eval_dataset=given
+    )
+    assert trainer.eval_dataset is given
+
+
 def test_metrics_may_be_of_the_images(plain, pictures, settings):
     seen = []
     for student in (pooled(), transformers_student("vit")):

@@ -65,15 +65,14 @@ def main() -> None:
     with common.working_folder() as folder:
         base = synthetic.with_numbers(images)
         plus = load_reinforced(synthetic.write(base, Augmentation.named("randaug", SIDE), 2, folder))
-        settings: dict[str, Any] = {
-            "model": model,
-            "args": ReinforcedTrainingArguments(str(folder / "run"), use_cpu=True, report_to="none"),
-            "train_dataset": plus,
-        }
+        arguments = partial(ReinforcedTrainingArguments, str(folder / "run"), use_cpu=True, report_to="none")
+        settings: dict[str, Any] = {"model": model, "args": arguments(), "train_dataset": plus}
+        # The teacher labels what is drawn in the training.
+        online = {**settings, "args": arguments(reinforced_probability=0)}
         trainers = {
             "erm": ErmTrainer(**settings),
             "reinforced": ReinforcedTrainer(**settings),
-            "kd": OnlineDistillationTrainer(teacher=teacher, **settings),
+            "kd": OnlineDistillationTrainer(teacher=teacher, **online),
         }
         loaded = default_data_collator(plus.__getitems__([(row, 0) for row in range(batch)]))
         inputs = {name: trainer._prepare_inputs(trainer._student_inputs(loaded)) for name, trainer in trainers.items()}

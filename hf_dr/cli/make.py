@@ -86,9 +86,11 @@ def _loaded(
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
     chosen = columns.image_column, columns.label_column
+    label_column: str | None
     if by_labels:
-        labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
-    _, label_column = check_dataset(dataset, *chosen)
+        _, label_column = labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
+    else:
+        _, label_column = check_dataset(dataset, *chosen)
     names = class_names_of(dataset, label_column)
     teacher = Teacher.from_pretrained(
         teaching.teacher,
@@ -320,6 +322,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
+        # Before the picture is drawn, which can fail; the card shows both.
         save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
             contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)

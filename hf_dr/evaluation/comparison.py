@@ -387,7 +387,7 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
     """Yields what the page says of data, teacher, student, training of so many steps, and evaluation."""
     for p in _learned_from(config.train):
         answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
-        yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.split}; {answers}"]
+        yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.base_split}; {answers}"]
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
     settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
     yield ["student", settings]

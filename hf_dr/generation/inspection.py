@@ -131,7 +131,7 @@ class Inspection:
 
     def _provenance_lines(self) -> list[tuple[str, str]]:
         p = self.provenance
-        base = " ".join(str(p.base[key]) for key in ("id", "config") if p.base.get(key)) or "unknown"
+        base = " ".join(str(p.base[key]) for key in ("id", "config", "split") if p.base.get(key)) or "unknown"
         revision = p.base.get("revision")
         skipped = p.num_rows - self.num_reinforced
         reinforced = f"{skipped:,} of them without reinforcement (undecodable)" if skipped else "all reinforced"

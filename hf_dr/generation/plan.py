@@ -176,10 +176,13 @@ def make_plan(
     """
     config_name = config.config_name or _name_of(augmentation)
     image_column, label_column = columns
+    rows, split = str(dataset.split or "train"), _split_name(dataset)
+    if rows != split:
+        settings["base"] = {"split": rows, **settings["base"]}
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
     provenance = Provenance(
         config_name=config_name,
-        split=_split_name(dataset),
+        split=split,
         augmentation=augmentation.to_list(),
         shard_size=_choose_shard_size(config.shard_size, len(dataset)),
         num_rows=len(dataset),
@@ -210,7 +213,7 @@ def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_
 
 
 def _split_name(dataset: datasets.Dataset) -> str:
-    """Returns the name of the split that a dataset is, or is a part of: `train` for `train[:100]`."""
+    """Returns the name of the first split that a dataset is, or is a part of: `train` for `train[:100]` and `train+test`."""
     return re.sub(r"[^A-Za-z0-9_.-]+.*", "", str(dataset.split or "train")) or "train"
 
 

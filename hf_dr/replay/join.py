@@ -46,8 +46,8 @@ class JoinedBase:
     def __init__(self, dataset: datasets.Dataset, provenance: Provenance) -> None:
         if not isinstance(dataset, datasets.Dataset):
             raise DataError(
-                f"`base` must be one split, a datasets.Dataset, got {type(dataset).__name__}. Load split `{provenance.split}`, "
-                "without `streaming=True`."
+                f"`base` must be one split, a datasets.Dataset, got {type(dataset).__name__}. Load split "
+                f"`{provenance.base_split}`, without `streaming=True`."
             )
         column = provenance.image_column
         if column not in dataset.column_names:

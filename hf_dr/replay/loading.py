@@ -270,15 +270,20 @@ def load_base_of(
     With `streaming` a base of Parquet files is a `StreamedBase` of them.
     """
     if isinstance(base, (str, os.PathLike)):
+        split = provenance.split
         if os.fspath(base) == provenance.base.get("id"):
+            split = provenance.base_split
             config = config or provenance.base.get("config")
             revision = revision or provenance.base.get("revision")
         if streaming and provenance.overlay:
-            files = base_files(os.fspath(base), config, split=provenance.split, revision=revision)
+            one = "+" not in split
+            files = base_files(os.fspath(base), config, split=provenance.split, revision=revision) if one else []
             if files:
                 return StreamedBase(files, provenance)
-            logger.info("The base is not of Parquet files; it is loaded before it is read.")
-        loaded, _ = load_base(os.fspath(base), config, split=provenance.split, revision=revision, files_from=files_from)
+            logger.info(
+                "The base is not %s; it is loaded before it is read.", "of Parquet files" if one else "one split"
+            )
+        loaded, _ = load_base(os.fspath(base), config, split=split, revision=revision, files_from=files_from)
         return loaded
     for setting, value in (("base_config", config), ("base_revision", revision), ("files_from", files_from or None)):
         if value is not None:

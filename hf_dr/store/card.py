@@ -349,7 +349,7 @@ def _what_it_is(config: CardConfig) -> str:
     kept = f"the teacher's {about.top_k} most probable{classes} classes"
     if about.signal == SAMPLED:
         kept = f"{about.top_k}{classes} classes, drawn so that the stored answer is the teacher's on average"
-    text = f"{about.num_views:,} views of {rows} of {base}, split `{about.split}`, each with {kept}."
+    text = f"{about.num_views:,} views of {rows} of {base}, split {code(about.base_split)}, each with {kept}."
     if about.signal == IMAGE_TAIL:
         text += " Each example also has the most probable classes of the mean over its views, which shapes the rest."
     if config.is_planned:

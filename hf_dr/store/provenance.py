@@ -173,10 +173,16 @@ class Provenance:
         return self.num_views if self.candidates is None else int(self.candidates["num"])
 
     @property
+    def base_split(self) -> str:
+        """The rows of the base as `datasets` names them: its split, or a part or sum of splits, e.g. `train+test`."""
+        named = self.base.get("split")
+        return named if isinstance(named, str) else self.split
+
+    @property
     def named_base(self) -> str:
         """What was reinforced, for a message: which split of which dataset, at which commit where it has one."""
         revision = self.base.get("revision")
-        named = f"split `{self.split}` of {self.base.get('id') or 'the base dataset'}"
+        named = f"split `{self.base_split}` of {self.base.get('id') or 'the base dataset'}"
         return named if revision is None else f"{named} at revision {revision}"
 
     @property
@@ -219,6 +225,7 @@ class Provenance:
         """Returns the fields, in JSON types, that decide the bytes of the columns."""
         # An op of somebody's own may have a setting of such a name.
         content: dict[str, Any] = {**_determining(self.to_dict()), "augmentation": self.augmentation}
+        content["base"].pop("split", None)  # a name of the rows, which their hash tells apart
         if self.schema_version >= 4:
             # Finished shards of a run that stops at bad images hold none, so it can go on as one that skips them.
             del content["on_bad_image"]

@@ -383,6 +383,33 @@ def test_an_overlay_of_the_hub_over_a_base_of_the_hub(hub, overlay, tiny_dataset
     np.testing.assert_array_equal(np.asarray(plus.example_image(3)), np.asarray(tiny_plus.example_image(3)))
 
 
+def test_rows_of_several_splits_are_found_by_the_name_of_their_base(hub, tiny_dataset, tiny_teacher, tmp_path, caplog):
+    """`datasets` takes parts and sums of splits; the first of them names the shards."""
+    for split, rows in (("train", range(8)), ("test", range(8, 12))):
+        tiny_dataset.select(rows).to_parquet(tmp_path / f"{split}.parquet")
+    files = {
+        f"data/{split}-00000-of-00001.parquet": (tmp_path / f"{split}.parquet").read_bytes()
+        for split in ("train", "test")
+    }
+    hub.put("org/base", files)
+    images = datasets.load_dataset("org/base", split="train[6:]+test")
+    folder = small(images, tiny_teacher, tmp_path / "plus", "overlay", overlay=True)
+    plus = load_reinforced(folder, base="org/base")
+    assert (plus.provenance.split, plus.provenance.base_split, len(plus)) == ("train", "train[6:]+test", 6)
+    for row in range(6):
+        np.testing.assert_array_equal(np.asarray(plus.example_image(row)), np.asarray(tiny_dataset[6 + row]["image"]))
+    with caplog.at_level("INFO"):
+        stream = load_reinforced(folder, base="org/base", streaming=True)
+    assert "The base is not one split; it is loaded before it is read" in caplog.text
+    assert len(list(stream)) == 6
+    with pytest.raises(DataError, match=r"Give split `train\[6:\]\+test` of org/base"):
+        load_reinforced(folder, base=tiny_dataset.select(range(8)))
+    assert "split `train[6:]+test`" in (folder / "README.md").read_text()
+    same = Provenance.read(folder / "overlay")
+    same.base.pop("split")
+    assert same.fingerprint == plus.provenance.fingerprint
+
+
 def test_settings_of_a_base_need_its_name(overlay, tiny_dataset):
     for settings in (
         {"base_config": "x"},

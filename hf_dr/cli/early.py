@@ -6,7 +6,7 @@ import ast
 import functools
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,15 @@ class Lazy:
         module: Where they are.
         name: Of the dataclass there.
         own: The dataclass of its settings that are not transformers'; needs no torch.
+        title: Over these in the help. Default: the first line of their docstring.
+        left_out: Those of them that the help leaves out.
     """
 
     module: str
     name: str
     own: type
+    title: str | None = None
+    left_out: Collection[str] = ()
 
     def load(self) -> type:
         """Imports the dataclass."""
@@ -39,7 +43,7 @@ class Lazy:
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs"}
 
 COMMON = {
-    "output_dir": ("Folder of the model, its card and its checkpoints.", None),
+    "output_dir": ("Folder of the model and its checkpoints.", None),
     "num_train_epochs": ("Passes over the images. Also --epochs.", "3"),
     "learning_rate": ("Peak of the learning rate. Also --lr.", "5e-5, which is for fine-tuning"),
     "batch_size": ("Images in a step of the optimizer, over all processes and accumulated batches.", "8 a process"),
@@ -52,9 +56,9 @@ COMMON = {
     "save_strategy": ("When to write a checkpoint: no, epoch or steps.", "steps"),
     "max_steps": ("Steps of the optimizer, instead of epochs.", None),
     "bf16": ("Compute in bfloat16.", None),
-    "dataloader_num_workers": ("Processes that make views.", "0"),
-    "seed": ("Seed of weights, order and new views.", "42"),
-    "push_to_hub": ("Publish the student at the end.", None),
+    "dataloader_num_workers": ("Processes that load and augment images.", "0"),
+    "seed": ("Seed of weights, order and augmentation.", "42"),
+    "push_to_hub": ("Publish the model at the end.", None),
 }
 """Those of transformers' settings that most trainings choose, for the short help: what they are, and their default."""
 
@@ -68,9 +72,9 @@ def short_help(
     """
     parser = Parser(prog=prog, description=description, examples=examples, usage=f"{prog} [settings]")
     for kind in types:
-        own = kind.own if isinstance(kind, Lazy) else kind
-        title = (own.__doc__ or own.__name__).split("\n")[0].rstrip(".?")
-        add_fields(parser.add_argument_group(title), own)
+        lazy = kind if isinstance(kind, Lazy) else Lazy("", "", kind)
+        title = lazy.title or (lazy.own.__doc__ or lazy.own.__name__).split("\n")[0].rstrip(".?")
+        add_fields(parser.add_argument_group(title), lazy.own, but=lazy.left_out)
         if isinstance(kind, Lazy):
             group = parser.add_argument_group("Training (transformers' Trainer; --help_all shows all of its settings)")
             for name, (text, default) in COMMON.items():

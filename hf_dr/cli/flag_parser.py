@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -14,7 +14,9 @@ _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's me
 _EXAMPLES = "examples:"
 
 
-def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: type) -> None:
+def add_fields(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: type, but: Collection[str] = ()
+) -> None:
     """Adds a flag for each field of a dataclass, as transformers' HfArgumentParser does, but without importing it.
 
     A list takes one or several values. A bool takes none, or `true` or `false`; one that is True by default has an opposite,
@@ -24,10 +26,11 @@ def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: 
         parser: Gets the flags.
         kind: A dataclass whose fields are of a simple type, or of a list of one, or None. Their metadata may have `help`,
             `choices` and `metavar`.
+        but: Fields that get none.
     """
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if not field.init:
+        if not field.init or field.name in but:
             continue
         options: dict[str, Any] = {key: field.metadata[key] for key in _WORDS if key in field.metadata}
         if field.default is not dataclasses.MISSING:

@@ -19,6 +19,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.files import check_apart, check_writable, expanded, write_json
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_kind, check_settings, flag
+from hf_dr.training.reinforced_settings import settings_without_effect
 
 if TYPE_CHECKING:
     from hf_dr.cli.train import CalibratedStudent
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 TEACHER_FILE = "teacher.json"
 """In the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
 
+# Without what has no effect on a teacher, which learns from labels.
+_LEARNING = replace(TRAINING, title="How the teacher learns", left_out=settings_without_effect("erm"))
 _LEARNS_FROM = "a teacher learns from"
 _ALSO_OF_REINFORCE = ("revision", "files_from", "image_column", "label_column")
 _HELD_OUT_SPLITS = ("test", "validation", "val")
@@ -213,7 +216,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
 
 def _parsed(flags: Sequence[str], prog: str) -> tuple[TeachArguments, ReinforcedTrainingArguments]:
     teaching, args = parse(
-        [TeachArguments, TRAINING],
+        [TeachArguments, _LEARNING],
         ["--config", str(own_recipes() / "teach.yaml"), *flags],
         prog=f"{prog} DATASET",
         description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "

@@ -46,6 +46,7 @@ from hf_dr.training.calibrating import (
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import check_labels, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.reinforced_settings import settings_without_effect
 from hf_dr.training.student_card import Student
 from hf_dr.training.student_inputs import LabelledImages, evaluation_of, load_processor
 from hf_dr.training.students import build_student, read_model_args
@@ -60,13 +61,16 @@ _Found = TypeVar("_Found")
 
 
 def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
-    """Sets that no stored view is replayed, as an objective needs it; refuses another share that somebody has set."""
-    share = args.reinforced_probability
-    if share not in (0, type(args).reinforced_probability):
-        raise ConfigError(
-            f"`reinforced_probability` must be 0 with `objective` {objective}, which learns from newly drawn views alone, got "
-            f"{share}. Leave it out."
-        )
+    """Sets that no stored view is replayed, as an objective needs it; refuses settings that would have no effect."""
+    source = "newly drawn views" if objective == "kd" else "the labels of newly drawn views"
+    for name in settings_without_effect(objective):
+        given = getattr(args, name)
+        allowed = {getattr(type(args), name), 0.0} if name == "reinforced_probability" else {getattr(type(args), name)}
+        if given not in allowed:
+            raise ConfigError(
+                f"`{name}` must be left out with `objective` {objective}, which learns from {source} alone, got {given}: it "
+                "would have no effect. Leave it out."
+            )
     args.reinforced_probability = 0.0
 
 

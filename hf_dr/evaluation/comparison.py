@@ -43,6 +43,7 @@ from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
 from hf_dr.training.calibrating import check_other_images
 from hf_dr.training.losses import check_label_weight
+from hf_dr.training.reinforced_settings import settings_without_effect
 from hf_dr.training.student_card import STUDENT_FILE
 from hf_dr.views.augmentation import Augmentation
 
@@ -371,15 +372,15 @@ def _check_labels(config: CompareConfig) -> None:
 def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:
     """Returns the settings of `hf-dr train` for one run of a comparison.
 
-    A teacher is for kd alone, wherever it is named, and a share of stored views for `reinforced`.
+    A teacher is for kd alone, wherever it is named, and what has no effect on an objective is left out.
     """
     path = expanded(config.output_dir) / run_name(objective, seed)
     teacher = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
     flags = {name: value for name, value in config.train.items() if objective == "kd" or name not in teacher}
     if objective == "kd":
         flags |= {name: value for name, value in teacher.items() if value}
-    if objective != "reinforced":
-        flags.pop("reinforced_probability", None)
+    for name in settings_without_effect(objective):
+        flags.pop(name, None)
     return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 

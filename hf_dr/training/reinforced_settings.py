@@ -11,6 +11,14 @@ from hf_dr.views.names import AUGMENT_ON
 
 TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
 TAIL_RULES: tuple[str, ...] = get_args(TailRule)
+# Settings that have a part only where stored views are replayed, and where a teacher answers: stored views, and kd.
+_OF_STORED_VIEWS = ("reinforced_probability", "view_order", "view_difficulty", "tail")
+_OF_ANSWERS = ("temperature", "label_weight")
+
+
+def settings_without_effect(objective: str) -> tuple[str, ...]:
+    """Returns the settings that have no part in a training by `reinforced`, `kd` or `erm`."""
+    return {"reinforced": (), "kd": _OF_STORED_VIEWS}.get(objective, (*_OF_STORED_VIEWS, *_OF_ANSWERS))
 
 
 @dataclass
@@ -23,8 +31,8 @@ class ReinforcedSettings:
         type=Real(0, 1),
     )
     view_order: str = flag(
-        "`all`: every view once before any repeats; `random`: any view at any time; `easy_first`, `hard_first`: by "
-        "difficulty, over the whole training.",
+        "For replayed views. `all`: every view once before any repeats; `random`: any view at any time; `easy_first`, "
+        "`hard_first`: by difficulty, over the whole training.",
         default="all",
         choices=VIEW_ORDERS,
     )
@@ -35,7 +43,9 @@ class ReinforcedSettings:
         choices=DIFFICULTIES,
     )
     temperature: float = flag(
-        "Softens teacher and student; the loss is multiplied by T^2.", default=1.0, type=Real(0, above=True)
+        "Softens a teacher's answers and the student's; the loss is multiplied by T^2.",
+        default=1.0,
+        type=Real(0, above=True),
     )
     tail: TailRule | None = flag(
         "What happens to the teacher's probability outside the K stored classes. `uniform`: spread evenly over the other "

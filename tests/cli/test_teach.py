@@ -192,7 +192,11 @@ def test_classes_that_only_the_held_out_images_have_are_told(photos, tmp_path, c
         (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
         (
             ["PHOTOS", "--reinforced_probability", "0.5"],
-            "`reinforced_probability` must be 0 with `objective` erm, which",
+            "`reinforced_probability` must be left out with `objective` erm, which",
+        ),
+        (
+            ["PHOTOS", "--temperature", "2"],
+            "which learns from the labels of newly drawn views alone, got 2.0: it would have no effect. Leave it out.",
         ),
     ],
 )

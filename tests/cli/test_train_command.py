@@ -498,7 +498,21 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--reinforced_probability", "1.5"], "`reinforced_probability` must be between 0 and 1, got 1.5"),
         (
             ["--objective", "erm", "--reinforced_probability", "0.5"],
-            "`reinforced_probability` must be 0 with `objective` erm, which learns from newly drawn views alone, got 0.5",
+            "`reinforced_probability` must be left out with `objective` erm, which learns from the labels of newly drawn views",
+        ),
+        *(
+            (
+                ["--objective", *objective, f"--{name}", value],
+                f"`{name}` must be left out with `objective` {objective[0]}, which",
+            )
+            for objective, name, value in (
+                (["erm"], "temperature", "2"),
+                (["erm"], "label_weight", "0.5"),
+                (["erm"], "view_order", "easy_first"),
+                (["erm"], "tail", "bucket"),
+                (["kd", "--teacher", "x"], "view_difficulty", "cross_entropy"),
+                (["kd", "--teacher", "x"], "tail", "bucket"),
+            )
         ),
         (["--mixup_alpha", "0.2"], "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"),
         (["--cutmix_alpha", "-1"], "`cutmix_alpha` must be between 0 and 1000, got -1"),

@@ -337,12 +337,16 @@ def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config
 
 def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
     content = yaml.safe_load(config.read_text())
-    content["train"] |= {"teacher": ["t"], "teacher_classes": "c", "reinforced_probability": 0.5}
+    content["train"] |= {"teacher": ["t"], "teacher_classes": "c", "reinforced_probability": 0.5, "tail": "zero"}
+    content["train"] |= {"temperature": 2.0, "label_weight": 0.25}
     given = CompareConfig(**{**content, "objectives": ["erm", "reinforced", "kd"]})
     flags = {objective: training_flags(given, objective, 0) for objective in given.objectives}
     assert [name for name in flags if "teacher" in flags[name] or "teacher_classes" in flags[name]] == ["kd"]
     assert training_flags(dataclasses.replace(given, teacher=["u"]), "kd", 0)["teacher"] == ["u"]
-    assert [name for name in flags if "reinforced_probability" in flags[name]] == ["reinforced"]
+    for name in ("reinforced_probability", "tail"):
+        assert [objective for objective in flags if name in flags[objective]] == ["reinforced"]
+    for name in ("temperature", "label_weight"):
+        assert [objective for objective in flags if name in flags[objective]] == ["reinforced", "kd"]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of_weights(folder: Path) -> str | None:
+    """Returns the SHA-256 of names and contents of a folder's safetensors files; None where it has none."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    told = "".join(f"{path.name} {sha256_of(path)} " for path in files)
+    return hashlib.sha256(told.encode()).hexdigest() if told else None
+
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _PATIENCE = 10.0  # seconds until it is said what is waited for
 # filelock's own replacement for locks that a file system lacks would outlive a killed process, and at another machine nobody

@@ -415,7 +415,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = read_object(note, "Remove the folder, or choose another `output_dir`.")
-    differing = unlike_names(made_of, there)
+    differing = unlike_names(made_of, there, but=["output_dir"])  # which may be written otherwise, or have moved
     if differing:
         raise ConfigError(
             f"{run} must be a run of the same settings, but it differs in {', '.join(differing)}. Remove it, or choose "

@@ -23,6 +23,11 @@ CORRUPTION_NAMES = (
 """Those of ImageNet-C, in the order of the paper (Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261)."""
 SEVERITIES = (1, 2, 3, 4, 5)
 
+HOW = ("max_examples", "size", "crop", "mean", "std")
+"""Settings that decide the numbers of a set: evaluations that differ in one of them are not of the same numbers."""
+HOW_CORRUPTED = ("corruptions", "severities", "seed")
+"""Those that decide the numbers of corrupted images as well."""
+
 REPORT_FILE = "evaluation.json"
 """What an evaluation leaves in its folder for other programs."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 import datasets
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.evaluation.config import REPORT_FILE, EvaluateConfig, named_model
+from hf_dr.evaluation.config import HOW, REPORT_FILE, EvaluateConfig, named_model
 from hf_dr.evaluation.gathering import read_evaluation
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.report import Report
@@ -153,13 +153,27 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
         # Which column of labels it will be, where none is named, is not known before the set is opened.
         same_set = are_alike(known, spec, but=["label"] if known.get("label") is None else [])
         again = places.get(model) == place and same_set and (not result["corrupted"] or name in corrupted)
-        if not again:
-            what = (
-                f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){', corrupted' if result['corrupted'] else ''}"
-            )
+        lost = _lost(result, there["settings"], config) if again else ", corrupted" if result["corrupted"] else ""
+        if lost or not again:
+            what = f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){lost}"
             raise ConfigError(
                 f"`output_dir` must not hold other results, which would be lost, but {file} has those of {what}. {advice}"
             )
+
+
+def _lost(result: Mapping[str, Any], settings: Mapping[str, Any], config: EvaluateConfig) -> str:
+    """Says what of a result another evaluation of the same model and set would not measure; empty if it measures all."""
+    for name in (*HOW, *(["seed"] if result["corrupted"] else [])):
+        value = getattr(config, name)
+        more = name == "max_examples" and (value is None or result["examples"] <= value)
+        if name in settings and not more and not are_alike(settings[name], value):
+            return f", with {name} {settings[name]}"
+    measured = {(kind, str(severity)) for kind, severity in config.corruption_keys()}
+    for kind, severities in result.get("by_corruption", {}).items():
+        for severity in severities:
+            if (kind, severity) not in measured:
+                return f", under {kind} at severity {severity}"
+    return ""
 
 
 def _named(models: Any) -> list[tuple[str, Member | None]]:

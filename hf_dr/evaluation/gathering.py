@@ -324,7 +324,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("evaluation", content)
         for result in content["results"]:
-            result["model"]  # must be there
+            if not isinstance(result["model"], str):
+                raise TypeError(f"the model {result['model']} is no name")
             names = (*METRICS, *(("mce",) if result["corrupted"] else ()))
             numbers = [result[name] for name in names] + list(result.get("errors", {}).values())
             if not all(isinstance(number, (int, float)) for number in numbers):
@@ -333,6 +334,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             if result["corrupted"] and content.get("units") != SHARES:  # an older file: in percent
                 result["mce"] /= 100
                 result["errors"] = {kind: error / 100 for kind, error in result.get("errors", {}).items()}
+        content["models"] = {name: dict(told) for name, told in content.get("models", {}).items()}
         content["places"] = dict(named_model(str(text)) for text in content["settings"]["models"])
         return content
 

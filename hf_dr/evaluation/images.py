@@ -16,7 +16,7 @@ from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
 from hf_dr.store.base_dataset import load_base, undecoded_images, whole_column
-from hf_dr.store.labels import label_advice, label_columns, read_labels
+from hf_dr.store.labels import label_advice, label_columns, read_labels, refuse_transform
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ class Images(NamedTuple):
 def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     """Loads a set and checks its columns and labels."""
     dataset = spec.loaded
-    if dataset is None:
+    if dataset is not None:
+        refuse_transform(dataset)
+    else:
         dataset, _ = load_base(
             spec.dataset, spec.config, split=spec.split, revision=spec.revision, files_from=config.files_from
         )

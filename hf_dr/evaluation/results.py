@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from hf_dr.errors import DataError, HfDrError
+from hf_dr.evaluation.config import HOW, HOW_CORRUPTED
 from hf_dr.evaluation.gathering import (
     EVALUATION_FILES,
     WHILE_TRAINING,
@@ -29,7 +30,7 @@ from hf_dr.evaluation.gathering import (
     read_trained,
     read_transferred,
 )
-from hf_dr.files import expanded
+from hf_dr.files import digest_of_weights, expanded
 from hf_dr.settings import are_alike
 from hf_dr.teacher.metrics import CALIBRATED_ECE, METRICS
 from hf_dr.text import shown_text
@@ -37,9 +38,6 @@ from hf_dr.text import shown_text
 OBJECTIVES = ("erm", "kd", "reinforced")
 STUDENT = ["student", "data", "epochs"]
 EVALUATED_ON = "evaluated on"
-# How a set was evaluated: evaluations of a set that differ in one of these are not of the same numbers.
-_CLEAN = ("max_examples", "size", "crop", "mean", "std")
-_CORRUPTED = ("corruptions", "severities", "seed")
 
 
 @dataclass
@@ -99,7 +97,7 @@ class Results:
             return
         for result in content["results"]:
             end = ", corrupted" if result["corrupted"] else ""
-            keys = (*_CLEAN, *(_CORRUPTED if result["corrupted"] else ()))
+            keys = (*HOW, *(HOW_CORRUPTED if result["corrupted"] else ()))
             spec = content["sets"][result["set"]]
             how = {"set": spec, **{key: content["settings"].get(key) for key in keys}}
             # A second set of the same name is distinguished by its dataset.
@@ -112,23 +110,42 @@ class Results:
                 continue
             kept = (*METRICS, CALIBRATED_ECE, "mce", "errors")
             measured = {key: value for key, value in result.items() if key in kept}
-            evaluations = self._evaluations(path.parent, result["model"], content["places"].get(result["model"]))
+            evaluations = self._evaluations(path.parent, result["model"], content)
+            if evaluations is None:
+                self.left_out[where] = (
+                    "the weights in its folder are not those that were evaluated: it was trained or calibrated again since, or "
+                    "is another. Evaluate it again."
+                )
+                continue
             known = evaluations.setdefault(name, measured)
             if any(known[key] != measured[key] for key in known.keys() & measured.keys()):
                 self.left_out[where] = "it was evaluated before, with other results. Report one of the evaluations."
                 continue
             known |= measured  # of an older file, less was known
 
-    def _evaluations(self, folder: Path, name: str, place: str | None) -> Evaluations:
-        """Where to note a checkpoint's metrics: at the run in its folder, as it was named or, if that has moved, next to
-        the evaluation."""
-        there = expanded(place or name)
-        if not there.exists() and there.name == name:  # another name is no sign that a folder of it is the checkpoint
-            there = folder / name
-        for run in self.finished:
-            if run.training is not None and run.folder.resolve() == there.resolve():
+    def _evaluations(self, folder: Path, name: str, content: dict[str, Any]) -> Evaluations | None:
+        """Where to note a checkpoint's metrics: at the run in its folder, if its weights are there; None if others are.
+
+        Where that is relative, it is looked for in the evaluation's folder and those above it, in one of which it was named,
+        and if it has moved next to the evaluation.
+        """
+        place = content["places"].get(name)
+        weights = content["models"].get(name, {}).get("weights_of_files")  # older files tell none
+        named = expanded(place or name)
+        tried = [
+            *(above / named for above in (folder, *folder.resolve().parents)),
+            named,
+        ]  # all one where it is absolute
+        if named.name == name and not any(
+            path.exists() for path in tried
+        ):  # another name is no sign that a folder of it is the checkpoint
+            tried.append(folder / name)
+        runs = {run.folder.resolve(): run for run in self.runs}
+        found = [runs[path] for path in (path.resolve() for path in tried) if path in runs]
+        for run in found:
+            if weights is None or digest_of_weights(run.folder) in (None, weights):
                 return run.evaluations
-        return self.others.setdefault(name if place in (None, name) else f"{name} = {place}", {})
+        return None if found else self.others.setdefault(name if place in (None, name) else f"{name} = {place}", {})
 
     @property
     def runs(self) -> list[Finished]:

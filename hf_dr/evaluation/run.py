@@ -27,10 +27,11 @@ from hf_dr.evaluation.images import Images, open_set
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
+from hf_dr.files import digest_of_weights, expanded
 from hf_dr.processes import find_device, quiet_worker, warm_up_kernels
 from hf_dr.store.base_dataset import content_hash
 from hf_dr.store.provenance import hash_of
-from hf_dr.teacher.calibration import calibrated_ece, fit_temperature
+from hf_dr.teacher.calibration import MEASURED_TEMPERATURES, calibrated_ece, fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
 from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, classification_metrics, reliability
@@ -63,6 +64,12 @@ class Model(NamedTuple):
     name: str
     member: Member
     input: ModelInput
+    weights: str | None  # of the files in its folder, if it has one: `digest_of_weights`
+
+    def told(self) -> dict[str, Any]:
+        """Returns what it is in JSON types."""
+        evaluation = dataclasses.asdict(self.input)
+        return {**self.member.provenance(), "weights_of_files": self.weights, "evaluation": evaluation}
 
 
 def run_evaluation(
@@ -104,7 +111,7 @@ def run_evaluation(
     return Report(
         results,
         settings=dataclasses.asdict(config),
-        models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.input)} for m in models},
+        models={model.name: model.told() for model in models},
         sets={
             spec.name: dataclasses.replace(spec, label=images.spec.label).to_dict()
             for spec, images in zip(specs, opened, strict=True)
@@ -138,7 +145,7 @@ def _clean(images: Images, classifiers: list[Teacher], models: list[Model], conf
         metrics = classification_metrics(logits_BC, labels)
         if len(labels) > 1:  # one half is calibrated by the other
             metrics[CALIBRATED_ECE] = calibrated_ece(logits_BC, labels)
-            metrics["temperature"] = fit_temperature(logits_BC, labels)
+            metrics["temperature"] = fit_temperature(logits_BC, labels, MEASURED_TEMPERATURES)
         diagram = reliability(logits_BC, labels)
         metrics[ECE_BY_CHANCE] = diagram.ece_by_chance
         hits = logits_BC.argmax(axis=-1) == labels
@@ -170,7 +177,7 @@ def _corrupted(
             measured = [classification_metrics(logits_BC, part.labels) for logits_BC in answers]
             unfinished.keep(dict(zip([keys[n] for n in missing], measured, strict=True)))
         for grid, key in zip(grids, keys, strict=True):
-            grid.setdefault(name, {})[severity] = unfinished.metrics[key]
+            grid.setdefault(name, {})[severity] = unfinished.take(key)
     for model, grid in zip(models, grids, strict=True):
         cells = [metrics for severities in grid.values() for metrics in severities.values()]
         means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}
@@ -287,12 +294,13 @@ def _load_models(config: EvaluateConfig, loaded: Mapping[str, Member]) -> list[M
         fallback = Preprocessing(**(usual | chosen))
     models = []
     for name, place in named:
+        weights = None if name in loaded else digest_of_weights(expanded(place))
         member = loaded[name] if name in loaded else load_member(place, card=False, fallback=fallback)
         own = dataclasses.replace(member.preprocessing, **chosen)
         member = dataclasses.replace(member, preprocessing=own)
         check_member(member)
         crop = member.crop if config.crop is None else config.crop
-        models.append(Model(name, member, ModelInput(own.size, crop, own.interpolation)))
+        models.append(Model(name, member, ModelInput(own.size, crop, own.interpolation), weights))
     return models
 
 

@@ -29,6 +29,7 @@ class Unfinished:
     def __init__(self, folder: Path | None = None) -> None:
         self._path = None if folder is None else folder / UNFINISHED_FILE
         self.metrics: dict[str, dict[str, float]] = {}
+        self._taken: set[str] = set()
         if self._path is not None and self._path.exists():
             self.metrics = validated(_Content, read_object(self._path, _ADVICE), str(self._path), _ADVICE).metrics
             logger.info("%s has %d measurements of an evaluation that was stopped.", self._path, len(self.metrics))
@@ -40,7 +41,18 @@ class Unfinished:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, {"metrics": self.metrics})
 
+    def take(self, key: str) -> dict[str, float]:
+        """Returns a measurement, which the report will hold."""
+        self._taken.add(key)
+        return self.metrics[key]
+
     def done(self) -> None:
-        """Removes the file: the report is written."""
-        if self._path is not None:
+        """Removes what was taken, since the report is written; the file stays where another evaluation was stopped as well."""
+        if self._path is None:
+            return
+        left = {key: metrics for key, metrics in self.metrics.items() if key not in self._taken}
+        if left:
+            logger.info("%s keeps %d measurements of another evaluation that was stopped.", self._path, len(left))
+            write_json(self._path, {"metrics": left})
+        else:
             self._path.unlink(missing_ok=True)

@@ -25,6 +25,15 @@ def label_columns(features: datasets.Features) -> list[str]:
     return ["label"] if "label" in features else classes
 
 
+def refuse_transform(dataset: datasets.Dataset) -> None:
+    """Refuses a dataset whose images somebody wants to be changed as they are read; a DataError."""
+    if dataset.format["type"] == "custom":
+        raise DataError(
+            "the dataset must be without a transform, which would not be applied to the images that are read. Apply it with "
+            "`dataset.map`, or leave it out: `dataset.with_format(None)`."
+        )
+
+
 def check_dataset(
     dataset: datasets.Dataset, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str | None]:
@@ -46,11 +55,7 @@ def check_dataset(
         )
     if len(dataset) == 0:
         raise DataError("the dataset must have at least one row, got none. Check its split.")
-    if dataset.format["type"] == "custom":
-        raise DataError(
-            "the dataset must be without a transform, which would not be applied to the images that are read. Apply it with "
-            "`dataset.map`, or leave it out: `dataset.with_format(None)`."
-        )
+    refuse_transform(dataset)
     if TEACHER_LOGPROBS in dataset.column_names:
         raise DataError(
             f'the base must be a dataset that was not reinforced yet, but it has the column `{TEACHER_LOGPROBS}` of a "+" '

@@ -12,9 +12,11 @@ from hf_dr.text import percent, two_columns
 
 TEMPERATURES = (0.25, 4.0)
 """The least and the greatest temperature that is fitted: a few images may all be right, which asks for one of 0."""
+MEASURED_TEMPERATURES = (0.01, 100.0)
+"""Those of evaluations, which change no weights: what is left of a calibration error is to be that of the best temperature."""
 
 
-def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
+def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray, bounds: tuple[float, float] = TEMPERATURES) -> float:
     """Returns the temperature T for which softmax(logits / T) has the least negative log-likelihood (Guo et al., section 4.2).
 
     The likelihood is convex in 1 / T. Newton's steps find where its slope is 0; one that would leave the interval in which the
@@ -23,13 +25,14 @@ def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     Args:
         logits_BC: Of images that the model was not trained on, floating point.
         labels_B: Their classes, 0 to C - 1.
+        bounds: The least and the greatest temperature that may be returned, below and above 1.
 
     Returns:
-        Within `TEMPERATURES`. Above 1 the model was too sure of itself.
+        Within `bounds`. Above 1 the model was too sure of itself.
     """
     shifted_BC = logits_BC.astype(np.float64) - logits_BC.max(axis=-1, keepdims=True)
     own_B = np.take_along_axis(shifted_BC, labels_B[:, None], axis=-1)[:, 0]
-    low, high = (1 / temperature for temperature in reversed(TEMPERATURES))
+    low, high = (1 / temperature for temperature in reversed(bounds))
     inverse = 1.0
     for _ in range(60):  # so many halvings are as exact as float64; Newton's steps are about six
         weights_BC = np.exp(inverse * shifted_BC)
@@ -55,8 +58,9 @@ def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     """Returns the expected calibration error that is left at a model's best temperature, 0 to 1.
 
     Each half of the examples, every other one, is scored at the temperature that fits the other half, so that none is scored at
-    a temperature that was fitted to it (test-time cross-validation of Ashukha et al., ICLR 2020, arXiv:2002.06470). Compare
-    models by this where each may be calibrated on held-out images, and by `ece` where they are used as they are.
+    a temperature that was fitted to it (test-time cross-validation of Ashukha et al., ICLR 2020, arXiv:2002.06470); both are
+    within `MEASURED_TEMPERATURES`. Compare models by this where each may be calibrated on held-out images, and by `ece` where
+    they are used as they are.
 
     Args:
         logits_BC: Floating point, finite.
@@ -64,7 +68,7 @@ def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     """
     scaled_BC = logits_BC.astype(np.float64)
     for own, other in ((0, 1), (1, 0)):
-        scaled_BC[own::2] /= fit_temperature(logits_BC[other::2], labels_B[other::2])
+        scaled_BC[own::2] /= fit_temperature(logits_BC[other::2], labels_B[other::2], MEASURED_TEMPERATURES)
     return reliability(scaled_BC, labels_B).ece
 
 

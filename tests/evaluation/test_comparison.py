@@ -478,3 +478,9 @@ def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):
     assert note["fingerprint"] == " ".join(2 * [tiny_plus.provenance.fingerprint])
     with pytest.raises(ConfigError, match="must be a run of the same settings, but it differs in dataset, fingerprint"):
         is_finished(tmp_path / "run", {**flags, "dataset": [str(tiny_folder)]})
+
+
+def test_a_run_stays_one_where_its_folder_is_written_otherwise_or_has_moved(tmp_path, tiny_folder):
+    flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0}
+    assert not is_finished(tmp_path / "run", {**flags, "output_dir": "run"})
+    assert not is_finished(tmp_path / "run", {**flags, "output_dir": tmp_path / "run"})

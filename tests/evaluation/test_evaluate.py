@@ -17,7 +17,9 @@ from hf_dr import ConfigError, DataError, Teacher, build_student
 from hf_dr.cli.main import main
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.evaluate import _sets
+from hf_dr.evaluation.report import Report
 from hf_dr.evaluation.sets import PRESETS
+from hf_dr.evaluation.unfinished import UNFINISHED_FILE
 
 SUITE = {"corruptions": ["contrast"], "severities": [2, 4], "max_examples": 6}
 
@@ -115,6 +117,55 @@ def test_results_that_are_not_measured_again_are_not_lost(student, tiny_dataset,
     (folder / "evaluation.json").write_text("{}")
     with pytest.raises(ConfigError, match=f"must not hold a file of that name, but .*KeyError.*{advice}"):
         evaluate(student, corrupt=["test"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "lost"),
+    [
+        ({"max_examples": 5}, ", with max_examples 6"),
+        ({"crop": 0.5}, ", with crop None"),
+        ({"seed": 1}, ", with seed 0"),
+        ({"corruptions": ["fog"]}, ", under contrast at severity 2"),
+        ({"severities": [1, 2]}, ", under contrast at severity 4"),
+        ({"max_examples": 7, "severities": [2, 3, 4]}, None),
+        ({"max_examples": None, "corruptions": ["fog", "contrast"]}, None),
+    ],
+    ids=str,
+)
+def test_a_smaller_evaluation_does_not_replace_a_larger_one(student, tiny_dataset, tmp_path, changed, lost):
+    settings = {"corrupt": ["test"], "output_dir": tmp_path / "evaluation", **SUITE}
+    hf_dr.evaluate(student, tiny_dataset, **settings)
+    before = (tmp_path / "evaluation" / "evaluation.json").read_text()
+    if lost is None:
+        hf_dr.evaluate(student, tiny_dataset, **{**settings, **changed})
+        return
+    with pytest.raises(ConfigError, match=f"has those of `student` .* on `test` .*{lost}. Choose another folder"):
+        hf_dr.evaluate(student, tiny_dataset, **{**settings, **changed})
+    assert (tmp_path / "evaluation" / "evaluation.json").read_text() == before
+
+
+def test_what_another_evaluation_had_measured_when_it_was_stopped_is_kept(student, tiny_dataset, tmp_path, monkeypatch):
+    settings = {"corrupt": ["test"], "output_dir": tmp_path, **SUITE}
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "save", lambda *args: stop())
+        with pytest.raises(KeyboardInterrupt):
+            hf_dr.evaluate(student, tiny_dataset, **settings)
+    stopped = json.loads((tmp_path / UNFINISHED_FILE).read_text())
+    assert len(stopped["metrics"]) == 2
+    hf_dr.evaluate(student, tiny_dataset, output_dir=tmp_path, max_examples=6)
+    assert json.loads((tmp_path / UNFINISHED_FILE).read_text()) == stopped
+    hf_dr.evaluate(student, tiny_dataset, **settings)
+    assert not (tmp_path / UNFINISHED_FILE).exists()
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_transform_would_not_be_applied(student, tiny_dataset):
+    transformed = tiny_dataset.with_transform(lambda rows: {"image": [1]})
+    with pytest.raises(DataError, match="the dataset must be without a transform, which would not be applied"):
+        hf_dr.evaluate(student, transformed)
 
 
 def test_a_preset_may_have_another_name():

@@ -217,6 +217,56 @@ def test_an_evaluation_is_not_that_of_a_run_that_is_only_called_like_the_model(t
     assert f"erm-0 = {place}" in results.others
 
 
+def project(folder: Path, trained: Path, name: str) -> None:
+    """Makes a folder with the run `name`, called `student`, and its evaluation, in which it is named from that folder."""
+    shutil.copytree(trained / "evaluated" / name, folder / "student")
+    (folder / "evaluation").mkdir()
+    content = json.loads((trained / "evaluated" / "evaluation.json").read_text())
+    content["settings"]["models"] = ["student"]
+    content["models"] = {"student": content["models"][name]}
+    content["results"] = [{**found, "model": "student"} for found in content["results"] if found["model"] == name]
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("here", ["erm-0", "reinforced-0", ""])
+def test_a_name_is_that_of_the_folder_in_which_it_was_given(trained, tmp_path, monkeypatch, here, older):
+    for name in ("erm-0", "reinforced-0"):
+        project(tmp_path / "projects" / name, trained, name)
+        if older:  # which weights were evaluated was not noted
+            edit(
+                tmp_path / "projects" / name / "evaluation" / "evaluation.json",
+                lambda content: content["models"]["student"].pop("weights_of_files"),
+            )
+    monkeypatch.chdir(tmp_path / "projects" / here)
+    results = gather([tmp_path / "projects"])
+    assert (results.others, results.left_out) == ({}, {})
+    for run in results.runs:
+        (found,) = (
+            found["nll"]
+            for found in json.loads((run.folder.parent / "evaluation" / "evaluation.json").read_text())["results"]
+            if not found["corrupted"]
+        )
+        assert run.evaluations["test"]["nll"] == found
+
+
+def test_weights_that_changed_since_are_not_those_that_were_evaluated(trained, tmp_path):
+    project(tmp_path / "project", trained, "erm-0")
+    weights = tmp_path / "project" / "student" / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    results = gather([tmp_path / "project"])
+    (run,) = results.runs
+    assert run.evaluations.keys() == {WHILE_TRAINING}
+    reasons = {where.rpartition(": ")[2]: reason for where, reason in results.left_out.items()}
+    assert reasons.keys() == {"student on test", "student on test, corrupted"}
+    for reason in reasons.values():
+        assert reason.startswith("the weights in its folder are not those that were evaluated: it was trained or")
+    weights.unlink()  # to save space
+    (run,) = gather([tmp_path / "project"]).runs
+    assert "test" in run.evaluations
+
+
 def test_the_command_writes_three_files_and_the_page_needs_no_other(trained, tmp_path, capsys):
     arguments = ["report", str(trained), "--output_dir", str(tmp_path / "report"), "--title", "a <title>"]
     assert main(arguments) == 0

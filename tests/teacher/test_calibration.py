@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.teacher.calibration import MEASURED_TEMPERATURES, TEMPERATURES, calibrated_ece, fit_temperature
 from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error, classification_metrics
 
 
@@ -89,6 +89,14 @@ def test_the_temperature_is_found_again_and_is_the_best(temperature: float) -> N
     assert fitted == pytest.approx(temperature, rel=0.05)
     losses = [classification_metrics(logits / (fitted * factor), labels)["nll"] for factor in (0.97, 1, 1.03)]
     assert losses[1] == min(losses)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+def test_what_is_measured_is_left_at_any_temperature(temperature: float) -> None:
+    logits, labels = sampled(temperature)
+    assert fit_temperature(logits, labels, MEASURED_TEMPERATURES) == pytest.approx(temperature, rel=0.05)
+    assert calibrated_ece(logits, labels) == pytest.approx(calibrated_ece(*sampled(1.0)), abs=1e-6)
+    assert calibrated_ece(logits, labels) < 0.03
 
 
 def test_a_few_images_that_are_all_right_do_not_make_it_sure() -> None:

@@ -419,7 +419,7 @@ def test_every_key_of_the_provenance_and_every_tail_rule_is_explained():
     expected = [own.name for own in dataclasses.fields(Provenance)] + ["fingerprint"]
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(expected)
     signals = (ROOT / "docs" / "signals.md").read_text(encoding="utf-8")
-    lines = [line for line in signals.split("## In the other commands")[1].splitlines() if line.startswith("| `")]
+    lines = [line for line in signals.split("## The tail rule")[1].splitlines() if line.startswith("| `")]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     rules = {row[0].strip("`"): row[2:] for row in table if row[0] != "`--tail`"}
     assert sorted(rules) == sorted(TAIL_RULES)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,13 +67,16 @@ def _recipes() -> dict[str, Path]:
 
 
 def _summary(path: Path) -> str:
-    """Returns the first sentence that a recipe says of itself, as far as it stands in one line."""
+    """Returns the first sentence that a recipe says of itself, without what stands in brackets, in one line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         told = ast.get_docstring(ast.parse(text)) or ""
     else:
-        told = next((line for line in text.splitlines() if line.startswith("# ")), "").removeprefix("# ")
-    return told.partition("\n")[0].split(". ")[0].rstrip(".")
+        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        told = "\n".join(line.lstrip("# ") for line in comment)
+    paragraph = " ".join(told.partition("\n\n")[0].split())
+    sentence = re.sub(r" \([^()]*\)", "", paragraph).split(". ")[0].rstrip(".:")
+    return textwrap.shorten(sentence, 110, placeholder=" ...")
 
 
 def _copy(paths: Sequence[Path], folder: Path) -> None:

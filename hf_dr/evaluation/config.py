@@ -72,7 +72,9 @@ class EvaluateConfig:
     num_workers: int = flag(
         "Processes that decode and corrupt images; 0 does it in the main process.", default=0, type=Whole(0)
     )
-    device: str | None = flag("Device of the models. Default: cuda if there is one, else cpu.", default=None)
+    device: str | None = flag(
+        "Device of the models. Default: the accelerator if there is one, else the CPU.", default=None
+    )
     precision: str = flag("Floating-point type in which the models compute.", default="fp32", choices=list(PRECISIONS))
     seed: int = flag("Seed of the corruptions.", default=0, type=Whole(0))
     size: int | None = flag(

@@ -111,7 +111,7 @@ class RunFolder:
 
         Raises:
             ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
-            FingerprintMismatchError: It was begun with another configuration, or with other columns of the base.
+            FingerprintMismatchError: It was begun with other settings, or with other columns of the base.
         """
         self.check()  # nothing is written among somebody's own files, no lock either
         mine = part.of(len(self.shards))
@@ -189,7 +189,7 @@ class RunFolder:
         if differences:
             shown = "\n  ".join(differences[:20])
             raise FingerprintMismatchError(
-                f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
+                f"{folder} was begun with other settings. To resume, these must be as they were:\n  {shown}\n"
                 "Give the same settings, versions and images, or choose another `output_dir` or `config_name`."
             )
 

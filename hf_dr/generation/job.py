@@ -68,7 +68,7 @@ def reinforce(
     Raises:
         ConfigError: A setting does not fit the teacher or the dataset.
         DataError: A column is missing, a label is out of range, an image is undecodable.
-        FingerprintMismatchError: The folder was begun with another configuration.
+        FingerprintMismatchError: The folder was begun with other settings.
         TeacherError: The teacher's classes are not the dataset's, or its answers are not finite; or its most probable class is
             the label no more often than by chance (`Agreement.is_near_chance`), and `config.allow_disagreement` is not set.
     """

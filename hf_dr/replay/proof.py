@@ -76,7 +76,8 @@ def _check_part(whole: ReinforcedDataset, maker: OnDevice | None) -> None:
         found = combine_hashes(np.array([hash_view(pixels) for pixels in replayed(whole, row, maker)], np.uint64))
         if found == stored:
             continue
-        where, advice = "", "Run `hf-dr verify`: it says how many rows differ, and which versions are others."
+        where = ""
+        advice = "Run `hf-dr verify` (`hf_dr.verify` with an op of your own): it says how many rows differ, and which versions."
         if maker is not None:
             where, advice = f" on {maker[1]}", "Set `augment_on` to cpu, and run `hf-dr verify --device`."
         raise ReplayError(

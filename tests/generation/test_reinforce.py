@@ -522,7 +522,7 @@ def test_a_folder_with_what_a_new_repository_has_or_notes_is_taken(tmp_path, tin
 def test_another_configuration_is_refused_by_name(tmp_path, tiny_dataset, tiny_teacher, change, expected):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     before = files_of(tmp_path)
-    with pytest.raises(FingerprintMismatchError, match=f"begun with another configuration[\\s\\S]*{expected}"):
+    with pytest.raises(FingerprintMismatchError, match=f"begun with other settings[\\s\\S]*{expected}"):
         run(tmp_path, tiny_dataset, tiny_teacher, config_name="a", **change)
     assert files_of(tmp_path) == before
 
@@ -532,7 +532,7 @@ def test_a_refused_run_leaves_no_lock(tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), "a", num_views=5, top_k=2, shard_size=5, num_workers=0)
     job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
     for _ in range(2):  # not told that it is in use by the first
-        with pytest.raises(FingerprintMismatchError, match="begun with another configuration"):
+        with pytest.raises(FingerprintMismatchError, match="begun with other settings"):
             job.run()
 
 

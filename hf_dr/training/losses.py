@@ -54,7 +54,7 @@ def reinforced_kl(
       given: r_c = exp(tail_logprob) for them, and (1 - sum of these) / (C - T) for each other class.
 
     Equal to torch's `kl_div` on the dense target (to the bucketed target for `bucket`), in time and memory that hardly
-    depend on C beyond the logits themselves. Computed in float32 at least.
+    depend on C beyond the logits themselves. Computed in float32 at least. It can be differentiated once, not twice.
 
     Args:
         logits_BC: The student's logits, floating point.
@@ -480,6 +480,14 @@ class _SparseKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.no_grad():
+            grad_BC = _SparseKL._gradient(ctx, grads[0])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # asked for by `create_graph`
+            grad_BC = _Last.apply(grad_BC, ctx.saved_tensors[0])
+        return grad_BC, None, None, None, None, None, None
+
+    @staticmethod
+    def _gradient(ctx: Any, grad_B: torch.Tensor) -> torch.Tensor:
         logits_BC, ids_BL, listed_BL, each_B, lse_B, tail_lse_B, counts_BL = ctx.saved_tensors
         temperature = ctx.temperature
         rest = ctx.rest
@@ -495,8 +503,23 @@ class _SparseKL(torch.autograd.Function):
             each_BL = each_B[:, None] if counts_BL is None else each_B[:, None] * counts_BL
             grad_BC = student_BC.mul_(mass_B[:, None]).sub_(each_B[:, None])
             grad_BC.scatter_add_(-1, ids_BL, each_BL - listed_BL)
-        grad_BC.mul_((grads[0] * temperature)[:, None])  # T**2 of the loss, 1 / T of the softened logits
-        return grad_BC, None, None, None, None, None, None
+        # T**2 of the loss, 1 / T of the softened logits
+        return grad_BC.mul_((grad_B * temperature)[:, None])
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that has none itself: whoever asks for its own gets an error, where torch would leave it out as 0."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_BC: torch.Tensor, logits_BC: torch.Tensor) -> torch.Tensor:
+        return grad_BC.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise ConfigError(
+            "the loss of stored answers has a first derivative only, but a second one was asked for, as by a gradient penalty "
+            "or `create_graph`. Leave it out, or take `torch.nn.functional.kl_div` on whole targets."
+        )
 
 
 # The rules for the mass that is not stored, the signal's own first. What was drawn stands for all of the answer already.

@@ -132,6 +132,20 @@ def test_gradients(tail, k, temperature):
     )
 
 
+def test_a_second_derivative_is_refused():
+    """It ended in an error about an inplace operation of ours; torch's `once_differentiable` would leave the penalty out."""
+    logits, ids, logprobs = stored(4)
+    logits.requires_grad_()
+    (alone,) = torch.autograd.grad(reinforced_kl(logits, ids, logprobs).sum(), logits)
+    loss = reinforced_kl(logits, ids, logprobs).sum()
+    (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+    assert torch.equal(grad, alone)
+    with pytest.raises(
+        ConfigError, match="has a first derivative only, but a second one was asked for, as by a gradient"
+    ):
+        (loss + (grad**2).sum()).backward()
+
+
 @pytest.mark.parametrize("tail", TAIL_RULES)
 def test_the_whole_answer_kept_equals_plain_kl_with_its_gradient(tail):
     logits, ids, logprobs = stored(C)

@@ -21,6 +21,9 @@ from typing import Annotated, Any, TypeVar
 
 from hf_dr.errors import ConfigError
 
+ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs"}
+"""What people type, and the setting that it means."""
+
 FILES_FROM_HELP = (
     "Folders outside the dataset whose files its cells may name. Only for a dataset of your own: what it names is read, and "
     'copied into a "+" dataset that is made of it. Default: only files that belong to the dataset itself are read.'
@@ -168,6 +171,22 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 def as_plain(value: Any) -> Any:
     """Returns a scalar of NumPy as Python's own, which JSON takes, and anything else, arrays among it, as it is."""
     return value.item() if type(value).__module__ == "numpy" and not hasattr(value, "__len__") else value
+
+
+def by_name(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings by their names, for which aliases and, as on a command line, hyphens may stand.
+
+    Raises:
+        ConfigError: A setting is there by two spellings.
+    """
+    spelled: dict[str, str] = {}
+    for key in map(str, given):
+        name = key.replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name in spelled:
+            raise ConfigError(f"`{name}` must be set once, got `{spelled[name]}` and `{key}`. Leave one out.")
+        spelled[name] = key
+    return dict(zip(spelled, given.values(), strict=True))
 
 
 def check_settings(settings: Any) -> None:

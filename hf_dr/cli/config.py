@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import yaml
 
-from hf_dr.cli.early import ALIASES, Lazy, check_early, short_help
+from hf_dr.cli.early import Lazy, check_early, short_help
 from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.settings import ALIASES
 
 _Settings = TypeVar("_Settings")
 

@@ -14,6 +14,7 @@ from typing import Any
 from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.settings import ALIASES
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,6 @@ class Lazy:
         """Imports the dataclass."""
         return getattr(importlib.import_module(self.module), self.name)
 
-
-# What people type, and the setting that it means.
-ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs"}
 
 COMMON = {
     "output_dir": ("Folder of the model and its checkpoints.", None),

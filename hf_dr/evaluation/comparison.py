@@ -32,7 +32,7 @@ from hf_dr.files import expanded, write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
-from hf_dr.settings import unlike_names
+from hf_dr.settings import by_name, unlike_names
 from hf_dr.store.base_dataset import load_base, undecoded_images
 from hf_dr.store.card import keep_finding
 from hf_dr.store.findings import Students
@@ -409,12 +409,12 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         ConfigError: The folder holds a run of other settings or of another "+" dataset.
     """
     fingerprint = " ".join(provenance.fingerprint for provenance in _learned_from(flags))
-    made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": fingerprint}
+    made_of = {**{key: str(value) for key, value in by_name(flags).items()}, "fingerprint": fingerprint}
     note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
-    there = read_object(note, "Remove the folder, or choose another `output_dir`.")
+    there = by_name(read_object(note, "Remove the folder, or choose another `output_dir`."))
     differing = unlike_names(made_of, there, but=["output_dir"])  # which may be written otherwise, or have moved
     if differing:
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import Any
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.evaluation.sets import NAME_PATTERN, OPTIONS, PRESETS, parse_set
 from hf_dr.files import expanded
-from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, Real, Whole, by_name, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 
 CORRUPTION_NAMES = (
@@ -128,6 +128,7 @@ class CompareConfig:
             content = getattr(self, name)
             if not isinstance(content, dict) or needed not in content:
                 raise ConfigError(f"`{name}` must be a mapping with `{needed}`, got {content!s:.80}. Add it.")
+        self.train = by_name(self.train)
         for name, instead in (("objective", "objectives"), ("seed", "seeds"), ("output_dir", "output_dir")):
             if name in self.train:
                 raise ConfigError(

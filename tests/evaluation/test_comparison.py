@@ -23,7 +23,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation import comparison
 from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison, t_quantile, training_flags
 from hf_dr.evaluation.config import CompareConfig, as_arguments
-from hf_dr.evaluation.gathering import Run, read_run
+from hf_dr.evaluation.gathering import RUN_NOTE, Run, read_run
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.processes import process_state
 from hf_dr.teacher.metrics import reliability
@@ -361,6 +361,33 @@ def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
 def test_settings_are_looked_at_in_python_too(config, change, message):
     with pytest.raises(ConfigError, match=message):
         CompareConfig(**{**yaml.safe_load(config.read_text()), **change})
+
+
+def test_a_setting_is_found_by_whatever_name_it_was_given(config, tmp_path):
+    """The report left out the epochs of `epochs`, and settings with hyphens were passed over where they are looked up."""
+    content = yaml.safe_load(config.read_text())
+    train = content["train"]
+    epochs = train.pop("num_train_epochs")
+    content["train"] = {**train, "epochs": epochs, "lr": 0.1, "label-weight": 0.5}
+    given = CompareConfig(**content)
+    assert given.train == {**train, "num_train_epochs": epochs, "learning_rate": 0.1, "label_weight": 0.5}
+    assert "label_weight" not in training_flags(given, "erm", 0)
+
+    run = tmp_path / "out" / "erm-0"
+    flags = {"dataset": train["dataset"], "num_train_epochs": 2, "seed": 0}
+    assert not is_finished(run, flags)
+    note = run / RUN_NOTE
+    note.write_text(note.read_text().replace("num_train_epochs", "epochs"))
+    assert not is_finished(run, flags), "a run that was begun by the alias goes on"
+    for change, message in (
+        (
+            {"lr": 0.1, "learning-rate": 0.2},
+            "`learning_rate` must be set once, got `lr` and `learning-rate`. Leave one out",
+        ),
+        ({"output-dir": "out"}, "`train` must leave `output_dir` to the comparison, got 'out'"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            CompareConfig(**{**content, "train": {**train, **change}})
 
 
 def test_the_dataset_may_be_a_path(config):

@@ -49,6 +49,10 @@ class StudentTrainer(ResumableTrainer):
 
     args: ReinforcedTrainingArguments
     _average: WeightAverage | None = None
+    # What was found for the model: an image processor where none was given, and the views of plain images to evaluate on.
+    _found_processor: Any = None
+    _images: Any = None
+    _shown_images: Any = None
 
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -57,14 +61,22 @@ class StudentTrainer(ResumableTrainer):
                 f"`warmup_epochs` must be 0 with a scheduler of your own, got {self.args.warmup_epochs} and "
                 f"{type(self.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
             )
+        self._normalization = normalization
+        self._look_at_model()
+
+    def _look_at_model(self) -> None:
+        """Reads from the model what it is shown and saved with, where that was not given; again for each of `model_init`."""
         model = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
         self._model_summary = _summary(model)  # before any wrapper changes its class
-        if self.processing_class is None and self._reinforced is not None:
-            self.processing_class = processor_of(model, self._reinforced.size, normalization)
-            self.callback_handler.processing_class = self.processing_class
-        self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
+        if self.processing_class is self._found_processor and self._reinforced is not None:
+            self._found_processor = processor_of(model, self._reinforced.size, self._normalization)
+            self.processing_class = self.callback_handler.processing_class = self._found_processor
+        self._preprocessing = student_preprocessing(model, self.processing_class, self._normalization)
+        if self.eval_dataset is not self._shown_images:
+            self._images = self.eval_dataset
+        self.eval_dataset = self._shown_images = as_evaluation(self, self._images)
         wanted = self.args.channels_last
         on_gpu = self.args.device.type == "cuda"
         self._channels_last = on_gpu and any(p.ndim == 4 for p in model.parameters()) if wanted is None else wanted

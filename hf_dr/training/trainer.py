@@ -29,7 +29,6 @@ from hf_dr.training.calibrating import check_whole
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checkpoints import plain
 from hf_dr.training.checks import (
-    as_evaluation,
     check_batches,
     check_no_path,
     check_other_dataset,
@@ -103,7 +102,6 @@ class ReinforcedTrainer(StudentTrainer):
         model, settings["processing_class"] = _student(model, settings, args.seed)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self._stream = StreamProgress(self)
-        self.eval_dataset = as_evaluation(self, self.eval_dataset)
         self._check_train_dataset()
         self.add_callback(_LateCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
@@ -141,8 +139,10 @@ class ReinforcedTrainer(StudentTrainer):
         model = _own(made, self._learned_from)
         if isinstance(self._learned_from, ReinforcedData):
             check_student(model, self._learned_from)
-        known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
-        return model.to(memory_format=torch.channels_last) if known else model
+        if hasattr(self, "_preprocessing"):  # else the trainer is being made, and looks at its model later
+            self.model = model
+            self._look_at_model()
+        return model
 
     @property
     def ema(self) -> ModelEmaV3 | None:

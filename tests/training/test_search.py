@@ -1,17 +1,19 @@
 """Models that `model_init` makes, and searches for hyperparameters, of which each trial is a training."""
 
 import json
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BitImageProcessor, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import SIZE, pooled, same, timm_student, weights
+from training.helpers import SIZE, pooled, same, timm_student, transformers_student, weights
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +105,66 @@ def test_what_model_init_makes_is_treated_as_a_given_model_is(plain, tiny_datase
     convolutions = [p for p in other.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert convolutions
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+
+
+def settings_of_trials(args, train, images, models):
+    """Trains each model as a trial of a search does, and returns what each was shown, evaluated and saved with."""
+    made = iter([models[0], *models])  # the trainer makes the first one to look at
+
+    def student():
+        return next(made)()
+
+    trainer = ReinforcedTrainer(model_init=student, args=args, train_dataset=train, eval_dataset=images)
+    white = torch.full((1, 3, SIZE, SIZE), 255, dtype=torch.uint8)
+    for number, _ in enumerate(models):
+        folder = f"{args.output_dir}/{number}"
+        trainer.train()
+        trainer.save_model(folder)
+        shown = trainer._student_inputs({"pixel_values": white})["pixel_values"]
+        yield shown[0, :, 0, 0].tolist(), str(trainer.eval_dataset["held out"]._augmentation), folder
+    assert trainer.evaluate()["eval_held out_loss"] > 0
+
+
+def test_each_model_of_a_search_is_trained_and_saved_with_its_own_normalization(plain, tiny_dataset, settings):
+    """All had that of the first."""
+    own = [((0.25, 0.25, 0.25), (0.5, 0.5, 0.5)), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))]
+
+    def student(normalization, crop):
+        model = build_student("timm:test_resnet", None, 8, size=SIZE, normalization=normalization)
+        model.config.pretrained_cfg["crop_pct"] = crop
+        return model
+
+    models = [partial(student, own[0], 1.0), partial(student, own[1], 0.5)]
+    found = list(settings_of_trials(settings(max_steps=1), plain, {"held out": tiny_dataset}, models))
+    assert [shown for shown, *_ in found] == [pytest.approx([1.5] * 3), pytest.approx([2.0] * 3)]
+    assert found[0][1] != found[1][1], "the views to evaluate on have the model's crop"
+    for (mean, std), (*_, folder) in zip(own, found, strict=True):
+        saved = json.loads(Path(folder, "config.json").read_text())["pretrained_cfg"]
+        assert (tuple(saved["mean"]), tuple(saved["std"])) == (mean, std)
+
+
+def test_each_model_of_a_search_is_saved_with_its_own_image_processor(plain, tiny_dataset, settings, tmp_path):
+    sizes = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    for name, mean in (("one", 0.25), ("other", 0.5)):
+        transformers_student("resnet").save_pretrained(tmp_path / name)
+        processor = BitImageProcessor(**sizes, image_mean=[mean] * 3, image_std=[0.5] * 3)
+        processor.save_pretrained(tmp_path / name)
+    models = [partial(AutoModelForImageClassification.from_pretrained, tmp_path / name) for name in ("one", "other")]
+    images = {"held out": tiny_dataset}
+    found = list(settings_of_trials(settings(max_steps=1), plain, images, models))
+    assert [shown for shown, *_ in found] == [pytest.approx([1.5] * 3), pytest.approx([1.0] * 3)]
+    saved = [list(AutoImageProcessor.from_pretrained(folder).image_mean) for *_, folder in found]
+    assert saved == [[0.25] * 3, [0.5] * 3]
+
+    chosen = BitImageProcessor(**sizes, image_mean=[0.75] * 3, image_std=[0.25] * 3)
+    trainer = ReinforcedTrainer(
+        model_init=lambda trial=None: models[0](),
+        args=settings(max_steps=1),
+        train_dataset=plain,
+        processing_class=chosen,
+    )
+    trainer.train()
+    assert trainer.processing_class is chosen, "what was given is kept"
 
 
 def test_a_model_of_other_classes_is_refused_from_model_init_too(plain, settings):

@@ -9,10 +9,14 @@ from transformers import TrainingArguments
 
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Real, documented, flag
+from hf_dr.training.checkpoints import plain
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.training.resumable_arguments import ResumableArguments, lower_is_better
 
 logger = logging.getLogger(__name__)
+
+NEVER_RISING = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Values of `lr_scheduler_type` by which transformers warms up for no step."""
 
 
 @documented
@@ -43,13 +47,23 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
         default=False,
     )
 
-    def __post_init__(self) -> None:
-        if self.warmup_epochs and self.warmup_steps:
+    def check(self) -> None:
+        """As the parent's; and the learning rate must rise where and as long as `warmup_epochs` says, and nothing else."""
+        super().check()
+        if not self.warmup_epochs:
+            return
+        if self.warmup_steps:
             raise ConfigError(
                 "only one of `warmup_epochs` and `warmup_steps` must say how long the learning rate rises, got "
                 f"{self.warmup_epochs} and {self.warmup_steps}. Set the other to 0."
             )
-        ResumableArguments.__post_init__(self)
+        schedule = plain(self.lr_scheduler_type)
+        if schedule in NEVER_RISING:
+            raise ConfigError(
+                f"`warmup_epochs` needs a schedule in which the learning rate rises, got {self.warmup_epochs} and "
+                f"`lr_scheduler_type` {schedule}, in which it never does. Take `constant_with_warmup`, or set `warmup_epochs` "
+                "to 0."
+            )
 
 
 def as_reinforced(args: TrainingArguments | None) -> ReinforcedTrainingArguments:

@@ -54,6 +54,7 @@ def test_a_trial_has_checkpoints_of_its_own(plain, settings, tmp_path):
             {"gradient_accumulation_steps": 2},
             "a step must see the 4 images of `batch_size`, but with what was set since it sees 8",
         ),
+        ({"warmup_epochs": 1.0, "lr_scheduler_type": "constant"}, "`warmup_epochs` needs a schedule in which the"),
         ({"augment_on": "cpu"}, "`augment_on` must be auto, as when the trainer was made"),
     ],
 )

@@ -8,16 +8,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.trainer_utils import SchedulerType
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.arguments import NEVER_RISING, ReinforcedTrainingArguments
 from hf_dr.training.losses import ReinforcedLoss
 from hf_dr.training.student_card import Student
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import BATCH, ROWS, Pooled, by_hand, normalized, pooled, same, timm_student, weights
+from training.helpers import (
+    BATCH,
+    ROWS,
+    Pooled,
+    by_hand,
+    normalized,
+    pooled,
+    same,
+    timm_student,
+    weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,15 @@ def test_a_warm_up_longer_than_the_training_is_said(plain, settings, caplog):
     assert "rises for 5 epochs, which are 15 steps, but the training has 2" in caplog.text
 
 
+@pytest.mark.parametrize("schedule", [schedule.value for schedule in SchedulerType])
+def test_the_schedules_that_never_rise_are_known(schedule):
+    optimizer = torch.optim.SGD(pooled().parameters(), 1.0)
+    needed = {"warmup_stable_decay": {"num_decay_steps": 2}}
+    needed |= {name: {"min_lr": 0.1} for name in ("cosine_with_min_lr", "cosine_warmup_with_min_lr")}
+    get_scheduler(schedule, optimizer, 4, 9, needed.get(schedule))
+    assert (optimizer.param_groups[0]["lr"] == 1) == (schedule in NEVER_RISING)
+
+
 def test_a_warm_up_in_epochs_needs_a_length(settings):
     trainer = ReinforcedTrainer(pooled(), settings(warmup_epochs=1, max_steps=2))
     with pytest.raises(ConfigError, match="`warmup_epochs` needs a `train_dataset` with a length, got NoneType"):
@@ -164,6 +184,10 @@ def test_the_students_own_normalization_is_used(plain, settings):
         (
             {"warmup_epochs": 2, "warmup_steps": 0.1},
             "how long the learning rate rises, got 2 and 0.1. Set the other to 0",
+        ),
+        (
+            {"warmup_epochs": 2, "lr_scheduler_type": "constant"},
+            "got 2 and `lr_scheduler_type` constant, in which it never does. Take `constant_with_warmup`, or set",
         ),
         ({"label_weight": -0.1}, "`label_weight` must be between 0 and 1, got -0.1"),
         ({"unreinforced_label_smoothing": 2}, "`unreinforced_label_smoothing` must be between 0 and 1, got 2"),

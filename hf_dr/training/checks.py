@@ -169,12 +169,7 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`label_names` must hold `labels`, as the rows of this package call them, got {', '.join(args.label_names)}: "
             "evaluations would have no metrics. Leave it out."
         )
-    for name, given, instead in (
-        ("compute_loss_func", trainer.compute_loss_func, "Subclass and override `compute_loss`"),
-        ("label_smoothing_factor", args.label_smoothing_factor, "Set `unreinforced_label_smoothing`"),
-    ):
-        if given:
-            raise ConfigError(f"`{name}` has no part in the loss of a reinforced dataset, got one. {instead}.")
+    check_loss(args, trainer.compute_loss_func)
     if args.train_sampling_strategy != "random":
         raise ConfigError(
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
@@ -189,6 +184,34 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
     check_label_weight(args.label_weight, train.mixes and args.reinforced_probability > 0, train.has_labels)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
+
+
+def check_loss(args: ReinforcedTrainingArguments, compute_loss_func: object) -> None:
+    """Refuses another loss than that of reinforced data."""
+    for name, given, instead in (
+        ("compute_loss_func", compute_loss_func, "Subclass and override `compute_loss`"),
+        ("label_smoothing_factor", args.label_smoothing_factor, "Set `unreinforced_label_smoothing`"),
+    ):
+        if given:
+            raise ConfigError(f"`{name}` has no part in the loss of a reinforced dataset, got one. {instead}.")
+
+
+def check_model_settings(args: ReinforcedTrainingArguments, model: nn.Module) -> None:
+    """Refuses settings for which transformers asks a model what not every model knows."""
+    # The lowest transformers that is accepted has the old name. All its models have the method, if only to refuse.
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    name = new if hasattr(args, new) else old
+    has_method = any(hasattr(model, f"{one}_enable") for one in (old, new))
+    if getattr(args, name) and not getattr(model, "supports_gradient_checkpointing", has_method):
+        raise ConfigError(
+            f"`{name}` needs a model that supports it, by a method `{name}_enable`, got {type(model).__name__}. Leave it out, "
+            "or take another model."
+        )
+    if args.label_smoothing_factor and not hasattr(model, "config"):
+        raise ConfigError(
+            "`label_smoothing_factor` needs a model that has a `config`, as those of transformers, got "
+            f"{type(model).__name__}. Leave it out, or smooth labels in the model's own loss."
+        )
 
 
 def check_mixing(args: ReinforcedTrainingArguments) -> None:

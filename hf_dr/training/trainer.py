@@ -24,12 +24,14 @@ from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import check_kind
 from hf_dr.teacher.preprocessing import EVAL_CROP
-from hf_dr.training.arguments import as_reinforced
+from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
 from hf_dr.training.calibrating import check_whole
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checkpoints import plain
 from hf_dr.training.checks import (
     check_batches,
+    check_loss,
+    check_model_settings,
     check_no_path,
     check_other_dataset,
     check_student,
@@ -99,7 +101,7 @@ class ReinforcedTrainer(StudentTrainer):
         args = as_reinforced(args)
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         self._learned_from = train = settings.get("train_dataset")
-        model, settings["processing_class"] = _student(model, settings, args.seed)
+        model, settings["processing_class"] = _student(model, settings, args)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self._stream = StreamProgress(self)
         self._check_train_dataset()
@@ -136,7 +138,7 @@ class ReinforcedTrainer(StudentTrainer):
         """As Trainer's; what `model_init` makes is treated as a given model is."""
         made = super().call_model_init(trial)
         check_kind("model_init", made, nn.Module, "a function that returns a model", "Build it with `build_student`.")
-        model = _own(made, self._learned_from)
+        model = _own(made, self._learned_from, self.args)
         if isinstance(self._learned_from, ReinforcedData):
             check_student(model, self._learned_from)
         if hasattr(self, "_preprocessing"):  # else the trainer is being made, and looks at its model later
@@ -416,9 +418,10 @@ def _set_evaluation_size(model: Any, size: tuple[int, int]) -> None:
     model.config.pretrained_cfg = {**evaluation_cfg(size, EVAL_CROP), **own, "input_size": [3, *size]}
 
 
-def _own(model: Any, train: Any) -> nn.Module:
+def _own(model: Any, train: Any, args: ReinforcedTrainingArguments) -> nn.Module:
     """Returns a model without wrappers that says what it takes, and the size of the views that it learns from."""
     model = unwrapped(model)
+    check_model_settings(args, model)
     if not hasattr(model, "main_input_name"):  # Trainer would ask for that of texts
         model.main_input_name = "pixel_values"
     if is_timm(model) and isinstance(train, ReinforcedData):
@@ -426,7 +429,7 @@ def _own(model: Any, train: Any) -> nn.Module:
     return model
 
 
-def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module | None, Any]:
+def _student(model: Any, settings: dict[str, Any], args: ReinforcedTrainingArguments) -> tuple[nn.Module | None, Any]:
     """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first."""
     for name in ("train_dataset", "eval_dataset"):
         check_no_path(name, settings.get(name))
@@ -436,16 +439,18 @@ def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module
             f"`model` must be a model, got the class {model.__name__}. Make one of it: `{model.__name__}(...)`."
         )
     check_processor("processing_class", processor)
+    if isinstance(train, ReinforcedData):
+        check_loss(args, settings.get("compute_loss_func"))
     if processor is not None and isinstance(train, ReinforcedData):
         processor = resized_processor(processor, max(train.size))
     if not isinstance(model, (str, Path)):
-        return None if model is None else _own(model, train), processor
+        return None if model is None else _own(model, train, args), processor
     name = str(model)
     if not isinstance(train, ReinforcedData):
         raise ConfigError(
             f"`model` must be a model where `train_dataset` is not what `load_reinforced` returns, got the name {name!r} with "
             f"{type(train).__name__}. Build it with `build_student`."
         )
-    set_seed(seed)  # new weights are those of the seed
+    set_seed(args.seed)  # new weights are those of the seed
     student = build_student(name, train.class_names, train.num_classes, size=train.size, crop=EVAL_CROP)
     return student, load_processor(name, max(train.size)) if processor is None else processor

@@ -27,6 +27,7 @@ from training.helpers import (
     pooled,
     same,
     timm_student,
+    transformers_student,
     weights,
 )
 
@@ -339,6 +340,32 @@ def test_settings_of_trainer_without_a_part_are_refused(plain, settings, changes
     with pytest.raises(ConfigError) as error:
         ReinforcedTrainer(timm_student("test_resnet"), settings(**changes), train_dataset=plain, **more)
     assert message in str(error.value)
+
+
+def test_settings_that_a_model_does_not_know_are_refused(plain, settings):
+    """They ended in errors of transformers."""
+    rows = [{name: plain[row][name] for name in ("pixel_values", "labels")} for row in range(2)]
+    message = r"`label_smoothing_factor` has no part in the loss of a reinforced dataset, got one\. Set `unreinforced_"
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedTrainer(pooled(), settings(label_smoothing_factor=0.1), train_dataset=plain)
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in fields)
+    for changes, message in (
+        (
+            {"label_smoothing_factor": 0.1},
+            r"`label_smoothing_factor` needs a model that has a `config`, .* got Pooled\.",
+        ),
+        ({name: True}, rf"`{name}` needs a model that supports it, by a method `{name}_enable`, got Pooled\. Leave"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ReinforcedTrainer(pooled(), settings(**changes), train_dataset=rows)
+        with pytest.raises(ConfigError, match=message):
+            ReinforcedTrainer(model_init=lambda trial=None: pooled(), args=settings(**changes), train_dataset=rows)
+    with pytest.raises(ConfigError, match=f"`{name}` needs a model .* got ResNetForImageClassification"):
+        ReinforcedTrainer(transformers_student("resnet"), settings(**{name: True}), train_dataset=plain)
+    for student in (transformers_student("vit"), timm_student()):
+        trainer = ReinforcedTrainer(student, settings(**{name: True}, max_steps=1), train_dataset=plain)
+        assert trainer.train().training_loss > 0
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -64,7 +64,9 @@ def _update(hasher: Any, array: pa.Array) -> None:
     elif pa.types.is_boolean(kind):
         hasher.update(np.packbits(array.to_numpy(zero_copy_only=False)).tobytes())
     elif pa.types.is_timestamp(kind) and kind.tz is not None:
-        # Versions of Arrow name the zone by objects of other classes; the values are those of UTC.
+        # Versions of Arrow name the zone by objects of other classes; the values are those of UTC. Parquet has no seconds.
+        if kind.unit == "s":
+            array = array.cast(pa.timestamp("ms", kind.tz))
         hasher.update(np.ascontiguousarray(array.view(pa.int64()).to_numpy(), "<i8").data)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         values = array.to_numpy(zero_copy_only=False)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import io
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets.features.features import Array2DExtensionType
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_dr.store.digests import ColumnDigests
 
@@ -138,3 +142,27 @@ def test_the_digest_of_times_with_a_zone_is_that_of_their_numbers(zone: str) -> 
     """Arrow names a zone by objects whose text differs between its versions."""
     times = pa.array([0, None, 1_700_000_000_123_456], pa.timestamp("us", tz=zone))
     assert digest(times) == digest(times.view(pa.int64()))
+
+
+NESTED = {
+    "alone": lambda times: times,
+    "in a struct": lambda times: pa.StructArray.from_arrays([times], ["time"]),
+    "in a list": lambda times: pa.ListArray.from_arrays(pa.array([*range(len(times)), len(times)], pa.int32()), times),
+}
+
+
+@given(
+    nested=st.sampled_from(list(NESTED)),
+    kind=st.builds(
+        pa.timestamp, st.sampled_from(["s", "ms", "us", "ns"]), st.sampled_from([None, "UTC", "Europe/Berlin"])
+    ),
+    values=st.lists(st.none() | st.integers(-(10**9), 2 * 10**9), max_size=4),
+)
+def test_times_have_the_same_digest_when_they_are_read_back(
+    nested: str, kind: pa.DataType, values: list[int | None]
+) -> None:
+    """Parquet knows no seconds: they come back as milliseconds."""
+    column = NESTED[nested](pa.array(values, kind))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"column": column}), file)
+    assert digest(column) == digest(pq.read_table(file)["column"])

@@ -19,6 +19,7 @@ import PIL.features
 from hf_dr.errors import ConfigError
 from hf_dr.files import expanded
 from hf_dr.generation.config import ImportConfig, ReinforceConfig
+from hf_dr.generation.own_ops import check_own_ops
 from hf_dr.generation.teachers import checked_labels
 from hf_dr.settings import check_kind
 from hf_dr.store.base_dataset import checked_origin, content_hash, undecoded_images
@@ -135,7 +136,7 @@ def plan_run(
                 "Name that of the class numbers by `label_column` (text is made into them by `dataset.class_encode_column`).",
             ),
         )
-    return make_plan(
+    plan = make_plan(
         dataset,
         augmentation,
         config,
@@ -154,6 +155,8 @@ def plan_run(
         candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
         signal=config.signal,
     )
+    check_own_ops(plan.view_maker())
+    return plan
 
 
 def make_plan(

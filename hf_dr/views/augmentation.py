@@ -54,6 +54,7 @@ class Augmentation:
                 "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
             )
         keyed = list(zip(self.ops, self._keys(), strict=True))
+        _check_columns(keyed)
         self.single: list[KeyedOp] = [(op, keys) for op, keys in keyed if not op.mixes]
         self.mixing: list[KeyedOp] = [(op, keys) for op, keys in keyed if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
@@ -246,6 +247,19 @@ class Augmentation:
 
     def __repr__(self) -> str:
         return f"Augmentation([{', '.join(map(repr, self.ops))}])"
+
+
+def _check_columns(ops: Sequence[KeyedOp]) -> None:
+    """Refuses two parameters of one column: `b_c` of an op `a` and `c` of an op `a_b`, or one that is called as the partner."""
+    owners = {PARTNER: "mixing"}
+    for op, keys in ops:
+        for key in keys.values():
+            if key in owners:
+                raise ConfigError(
+                    f"each parameter must have a column of its own, but {owners[key]} and {type(op).__name__} both store "
+                    f"{key!r}. Give one of your own ops another `name`."
+                )
+            owners[key] = type(op).__name__
 
 
 def stored_params(ops: Sequence[KeyedOp]) -> dict[str, Param]:

@@ -289,6 +289,24 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
         Augmentation.named("randag")
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter", "message"),
+    [
+        ("crop_2", "box", "RandomResizedCrop and Own both store 'crop_2_box'"),
+        ("partner", "", "mixing and Own both store 'partner'"),
+    ],
+)
+def test_two_parameters_of_one_column_are_refused(name: str, parameter: str, message: str) -> None:
+    """`_2` is put behind the name of an op that stands there twice; `aug_partner` is the column of the partners."""
+    params = property(lambda op: {parameter: Param("bool")})
+    own = type("Own", (RandomHorizontalFlip,), {"name": name, "params": params})()
+    crop = RandomResizedCrop(8)
+    with pytest.raises(
+        ConfigError, match=rf"must have a column of its own, but {message}\. Give one of your own ops another"
+    ):
+        Augmentation([crop, crop, own])
+
+
 def test_equality_is_that_of_the_ops_in_their_order() -> None:
     a, b = RandomHorizontalFlip(), RandomResizedCrop(8)
     assert Augmentation([a, b]) == Augmentation([a, b])

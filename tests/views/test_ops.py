@@ -388,9 +388,10 @@ def test_a_setting_with_a_factory_has_a_default() -> None:
 
 
 def test_two_ops_cannot_share_a_name() -> None:
-    """Names are columns; registering one twice is a mistake of the programmer."""
+    """Names are columns."""
     flip = type("Mirror", (RandomHorizontalFlip,), {})
-    with pytest.raises(AssertionError, match="op Mirror or its column name 'flip' is registered twice"):
+    message = "the op Mirror must have a class name and a `name` of its own, found 'flip', and RandomHorizontalFlip of .* with"
+    with pytest.raises(ConfigError, match=message):
         register(flip)
     assert "Mirror" not in OPS
 
@@ -403,6 +404,63 @@ def test_an_op_has_a_name_for_its_columns() -> None:
     assert "Nameless" not in OPS
 
 
+def test_an_op_is_a_dataclass() -> None:
+    class Plain(Op):
+        name = "plain"
+
+        def apply(self, image: PIL.Image.Image, params: Params, partner: Any = None) -> PIL.Image.Image:
+            return image
+
+    message = r"the op Plain must be a dataclass, whose fields are its settings, found none\. Write `@ops\.register` and below"
+    for use in (lambda: register(Plain), lambda: Augmentation([Plain(), CenterCrop(SIDE)]).to_list()):
+        with pytest.raises(ConfigError, match=message):
+            use()
+    assert "Plain" not in OPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Op):
+    """An op whose one setting may be anything."""
+
+    name = "settings"
+    given: Any = None
+    level: float | str = 1
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: Any = None) -> PIL.Image.Image:
+        return image
+
+
+numbers = st.booleans() | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False) | st.text(max_size=3) | st.none()
+
+
+@given(value=st.recursive(numbers, lambda values: st.lists(values, max_size=3), max_leaves=5))
+def test_settings_are_written_in_json_types(value: Any) -> None:
+    """Numbers of NumPy and tuples are the same settings as Python's numbers and lists."""
+
+    def other(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(map(other, value))
+        return value if value is None or isinstance(value, str) else np.asarray(value)[()]
+
+    (written,) = Settings(other(value)).to_dict().values()
+    assert json.loads(json.dumps(written)) == {"given": value, "level": 1.0}
+    assert written == next(iter(Settings(value).to_dict().values()))
+
+
+@pytest.mark.parametrize(("level", "written"), [("auto", "auto"), (1, 1.0), (np.float32(0.5), 0.5), (np.int64(2), 2.0)])
+def test_a_setting_may_be_a_number_or_a_text(level: Any, written: Any) -> None:
+    found = Settings(level=level).to_dict()["Settings"]["level"]
+    assert (found, type(found)) == (written, type(written))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, np.zeros(2), object(), (1, {3})])
+def test_a_setting_that_json_cannot_hold_is_refused(value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"`given` of Settings must be a text, a number, true or false, or a list of these, got"
+    ):
+        Settings(value).to_dict()
+
+
 def test_an_op_that_is_defined_again_takes_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a cell of a notebook runs twice."""
     monkeypatch.setattr("hf_dr.views.ops.base.OPS", known := dict(OPS))
@@ -410,7 +468,9 @@ def test_an_op_that_is_defined_again_takes_its_own_place(monkeypatch: pytest.Mon
     assert register(register(first)) is known["Mirror"]
     assert register(second) is known["Mirror"]
     elsewhere = type("Mirror", (RandomHorizontalFlip,), {"name": "mirror", "__module__": "elsewhere"})
-    with pytest.raises(AssertionError, match="op Mirror or its column name 'mirror' is registered twice"):
+    with pytest.raises(
+        ConfigError, match=r"a `name` of its own, found 'mirror', and Mirror of .* with 'mirror'\. Rename it"
+    ):
         register(elsewhere)
     assert known["Mirror"] is second
 

@@ -12,6 +12,7 @@ come from torchvision's v2 functional kernels on PIL images, so equal parameters
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
@@ -57,11 +58,24 @@ def register(cls: _OpClass) -> _OpClass:
         raise ConfigError(
             f'the op {cls.__name__} must have a name for its columns, found none. Write in it `name: ClassVar[str] = "..."`.'
         )
-    others = [op for op in OPS.values() if (op.__module__, op.__qualname__) != (cls.__module__, cls.__qualname__)]
-    if any(cls.__name__ == op.__name__ or cls.name == op.name for op in others):
-        raise AssertionError(f"op {cls.__name__} or its column name {cls.name!r} is registered twice")
+    _check_dataclass(cls)
+    for op in OPS.values():
+        is_same = (op.__module__, op.__qualname__) == (cls.__module__, cls.__qualname__)
+        if not is_same and (cls.__name__ == op.__name__ or cls.name == op.name):
+            raise ConfigError(
+                f"the op {cls.__name__} must have a class name and a `name` of its own, found {cls.name!r}, and {op.__name__} "
+                f"of {op.__module__} with {op.name!r}. Rename it."
+            )
     OPS[cls.__name__] = cls
     return cls
+
+
+def _check_dataclass(cls: type[Op]) -> None:
+    if not dataclasses.is_dataclass(cls):
+        raise ConfigError(
+            f"the op {cls.__name__} must be a dataclass, whose fields are its settings, found none. Write `@ops.register` and "
+            "below it `@dataclass(frozen=True)` above the class."
+        )
 
 
 class Op(ABC):
@@ -110,15 +124,20 @@ class Op(ABC):
         raise AssertionError(f"{type(self).__name__} is no mixing op")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns `{class name: settings}`, defaults included, in JSON types."""
+        """Returns `{class name: settings}`, defaults included, in JSON types.
+
+        Raises:
+            ConfigError: A setting is of no such type.
+        """
+        _check_dataclass(type(self))
         settings = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if "float" in str(field.type) and value is not None:  # p=1 and p=1.0 are one setting: one fingerprint
-                value = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+            # p=1 and p=1.0 are one setting: one fingerprint.
+            value = _plain(getattr(self, field.name), as_float="float" in str(field.type))
+            check_setting(self, field.name, _is_json(value), "a text, a number, true or false, or a list of these")
             # Datasets of format 1 to 3 do not have the setting, and keep their fingerprints.
             if (field.name, value) != ("passes", PILLOW_13):
-                settings[field.name] = list(value) if isinstance(value, tuple) else value
+                settings[field.name] = value
         return {type(self).__name__: settings}
 
     @classmethod
@@ -137,6 +156,23 @@ class Op(ABC):
             if needed and field.name not in settings:
                 raise ConfigError(f"{cls.__name__} needs `{field.name}`, which has no default. Add it.")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+
+def _plain(value: Any, *, as_float: bool) -> Any:
+    """Returns a setting with tuples as lists and NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (tuple, list)):
+        return [_plain(each, as_float=as_float) for each in value]
+    return float(value) if as_float and isinstance(value, (int, float)) else value
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_setting(op: Op, field: str, ok: bool, expected: str) -> None:

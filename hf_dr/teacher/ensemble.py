@@ -98,7 +98,9 @@ class Teacher:
         self.num_classes, self.labels = _common_classes(members, self._class_ids)
         self._models = []
         for member in members:
-            model = member.model.eval().requires_grad_(False).to(self.device)
+            model = member.model.eval().to(self.device)
+            for parameter in model.parameters():  # a module of TorchScript has no `requires_grad_`
+                parameter.requires_grad_(False)
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)
             self._models.append(torch.compile(model) if compile else model)

@@ -88,11 +88,24 @@ def imagenet_synsets(classes: str) -> list[str]:
 
 def weights_hash(model: nn.Module) -> str:
     """Returns the SHA-256 of shapes, types and values of all weights, in order; names are left out, so that one
-    checkpoint hashes alike whether timm or transformers has loaded it."""
+    checkpoint hashes alike whether timm or transformers has loaded it.
+
+    Raises:
+        TeacherError: There is something else than tensors and what JSON can hold (`get_extra_state`).
+    """
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            continue
+        try:
+            digest.update(json.dumps(value, sort_keys=True).encode())
+        except (TypeError, ValueError):
+            raise TeacherError(
+                f"the state of a model must be tensors, or what JSON can hold, found {type(value).__name__} for {name!r}. "
+                "Change its `get_extra_state`."
+            ) from None
     return digest.hexdigest()
 
 
@@ -162,6 +175,7 @@ def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) 
             logits = logits_of(model.eval()(black)).float()
     # What a model refuses, it refuses in its own way.
     except Exception as error:
+        _check_dtypes(model, name)
         raise TeacherError(
             f"the model {name!r} must take RGB images of {height}x{width} pixels, as its preprocessing says, but: "
             f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Correct its configuration."
@@ -180,6 +194,17 @@ def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) 
     return tuple(logits.shape)
 
 
+def _check_dtypes(model: nn.Module, name: str) -> None:
+    """Refuses weights of another precision than the pixels."""
+    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if found:
+        raise TeacherError(
+            f"the weights of the model {name!r} must be float32, as the pixels are, found "
+            f"{', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in found))}. Give `model.float()`; with "
+            "`precision='fp16'` or 'bf16' the teacher computes in that."
+        )
+
+
 def member_of(
     model: nn.Module,
     name: str,
@@ -189,7 +214,8 @@ def member_of(
     license: str | None,
 ) -> Member:
     """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
-    copied = copy.deepcopy(model).cpu()
+    with torch.no_grad():  # else the weights of a copied module of TorchScript are results with a gradient
+        copied = copy.deepcopy(model).cpu()
     shape = _shape_of_answer(copied, preprocessing, name)
     if not shape:  # one number for all
         raise _wrong_shape(name, "classes", shape)

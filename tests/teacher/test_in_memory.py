@@ -133,6 +133,53 @@ def test_a_model_in_memory_that_cannot_answer(arguments, error, message):
         Teacher.from_model(Head(), "mine", **arguments)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # they are deprecated, and people have them
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.zeros(2, 3, 4, 4))])
+def test_a_module_of_torchscript_is_a_teacher(make):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, len(CLASSES)))
+    given = {"size": 4, "normalization": (MEAN, STD), "device": "cpu"}
+    views = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, scripted = (Teacher.from_model(each, "mine", **given) for each in (model, make(model)))
+    torch.testing.assert_close(scripted(views), plain(views))
+    assert scripted.provenance() == plain.provenance()
+
+
+class Stateful(Head):
+    """Has something else than weights in its state."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+def test_a_state_that_is_no_weight_counts_too():
+    models = [Stateful({"a": 1, "b": [2]}), Stateful({"b": [2], "a": 1}), Stateful({"a": 2}), Head()]
+    for model in models[1:]:
+        model.linear.load_state_dict(models[0].linear.state_dict())
+    hashes = [Teacher.from_model(m, "mine", size=4, normalization=(MEAN, STD)).members[0].weights_hash for m in models]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    message = r"a model must be tensors, or what JSON can hold, found object for '_extra_state'\. Change its `get_extra_state`"
+    with pytest.raises(TeacherError, match=message):
+        Teacher.from_model(Stateful(object()), "mine", size=4, normalization=(MEAN, STD))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_weights_of_another_precision_are_named(dtype):
+    model = Head().to(getattr(torch, dtype))
+    message = (
+        rf"weights of the model 'mine' must be float32, as the pixels are, found {dtype}\. Give `model\.float\(\)`"
+    )
+    with pytest.raises(TeacherError, match=message):
+        Teacher.from_model(model, "mine", size=4, normalization=(MEAN, STD))
+
+
 def test_probabilities_are_no_logits():
     given = {"size": 4, "normalization": (MEAN, STD)}
     with pytest.raises(

@@ -19,6 +19,7 @@ from hf_dr.teacher.calibration import TemperatureFit
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL
+from hf_dr.teacher.topk import not_finite
 from hf_dr.views.augmentation import Augmentation
 
 
@@ -101,4 +102,7 @@ def held_out_answers(
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
     spans = cut_spans(plan.provenance, range(plan.provenance.num_shards), source.batch_size)
     with closing(source.answers(spans)) as answers:
-        return np.concatenate([columns.answers for columns in answers if columns.answers is not None]), plan.labels
+        answers_NC = np.concatenate([columns.answers for columns in answers if columns.answers is not None])
+    if not np.isfinite(answers_NC).all():
+        raise not_finite(answers_NC)
+    return answers_NC, plan.labels

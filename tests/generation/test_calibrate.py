@@ -1,11 +1,13 @@
 """A teacher is calibrated on views as a run makes them, from Python as from the command line."""
 
+import dataclasses
 import re
 from unittest.mock import Mock
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hf_dr
@@ -94,6 +96,30 @@ def test_what_cannot_be_calibrated_is_refused(tiny_dataset, tiny_teacher):
         hf_dr.calibrate(tiny_dataset.select([]), tiny_teacher, VIEWS)
     with pytest.raises(TeacherError, match="the teacher must answer over the dataset's 8 classes, but it has 5"):
         hf_dr.calibrate(tiny_dataset, Teacher(tiny_teacher.members, classes=range(5)), VIEWS)
+
+
+class Masked(torch.nn.Module):
+    """Never answers with the last class."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits = self.model(pixels)
+        return torch.cat([logits[:, :-1], torch.full_like(logits[:, -1:], -torch.inf)], dim=1)
+
+
+def test_answers_that_are_not_finite_are_told_before_the_fit(tiny_dataset, tiny_teacher):
+    """Numbers would be computed of them, with warnings; the advice leads to answers that are finite."""
+    (member,) = tiny_teacher.members
+    masked = dataclasses.replace(member, model=Masked(member.model))
+    message = (
+        r"log-probabilities must be finite, got -inf for a view\..* leave out classes that the model masks by `classes`"
+    )
+    with pytest.raises(TeacherError, match=message):
+        hf_dr.calibrate(tiny_dataset, Teacher([masked]), VIEWS)
+    assert Teacher([masked], classes=range(7))(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).isfinite().all()
 
 
 def test_a_temperature_on_a_bound_is_told():

@@ -309,8 +309,8 @@ class _StoredAnswers:
         classes = provenance.num_classes
         shape_RVK = (len(batch), provenance.num_views, provenance.top_k)
         names = (schema.TEACHER_IDS, schema.TEACHER_LOGPROBS)
-        self.ids_RVK, logprobs_RVK = _checked_answers(batch, names, shape_RVK, classes)
-        self.probs_RVK = np.exp(logprobs_RVK)
+        self.ids_RVK, self.logprobs_RVK = _checked_answers(batch, names, shape_RVK, classes)
+        self.probs_RVK = np.exp(self.logprobs_RVK)
         self.kept_RV = self.probs_RVK.sum(axis=2)
         self.unmixed_RV = np.ones(shape_RVK[:2], bool)  # whether no other example is mixed into the view
         if schema.AUG_PREFIX + PARTNER in batch.schema.names:
@@ -318,7 +318,7 @@ class _StoredAnswers:
         # What a class that was left out has is `weights`, or 1 where there are none, times `scale`.
         self._weights_RC = self._tail_weights(batch, classes) if provenance.signal == IMAGE_TAIL else None
         self._scale_RV = np.zeros_like(self.kept_RV)
-        self.entropy_RV = -(self.probs_RVK * logprobs_RVK).sum(axis=2)
+        self.entropy_RV = -(self.probs_RVK * self.logprobs_RVK).sum(axis=2)
         if provenance.signal != SAMPLED:  # drawn classes stand for all: there is no rest
             self._spread_rest(classes - provenance.top_k)
 
@@ -354,14 +354,16 @@ class _StoredAnswers:
             self.entropy_RV -= rest_RV * np.log(self._scale_RV) + self._scale_RV * spread_RV
 
     def of_labels(self, labels_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (R, V, K) which kept class is the row's label, and its probability, (R, V)."""
+        """Returns (R, V, K) which kept class is the row's label, and its log-probability, (R, V); -inf: it was not drawn."""
         is_label_RVK = self.ids_RVK == labels_R[:, None, None]
-        kept_RV = (self.probs_RVK * is_label_RVK).sum(axis=2)
+        # Not by way of the probability: float16 holds logarithms of some that float64 does not.
+        kept_RV = (self.logprobs_RVK * is_label_RVK).sum(axis=2)
         left_out_RV = self._scale_RV
         if self._weights_RC is not None:
             known_R1 = np.clip(labels_R, 0, self._weights_RC.shape[1] - 1)[:, None]
             left_out_RV = left_out_RV * np.take_along_axis(self._weights_RC, known_R1, axis=1)
-        return is_label_RVK, np.where(is_label_RVK.any(axis=2), kept_RV, left_out_RV)
+        with np.errstate(divide="ignore"):
+            return is_label_RVK, np.where(is_label_RVK.any(axis=2), kept_RV, np.log(left_out_RV))
 
 
 def _checked_answers(
@@ -421,17 +423,17 @@ class _Totals:
             )
         labels_R = label_numbers(labels)
         used_RV = answers.unmixed_RV & (labels_R >= 0)[:, None]  # -1: the base has no label there
-        is_label_RVK, label_probs_RV = answers.of_labels(labels_R)
+        is_label_RVK, label_logprobs_RV = answers.of_labels(labels_R)
         hits = is_label_RVK[:, :, 0][used_RV]
         confidence = np.minimum(answers.probs_RVK[:, :, 0][used_RV], 1)  # float16 may round beyond 1
         if self.provenance.signal != SAMPLED:
-            self.nll -= float(np.log(label_probs_RV[used_RV]).sum())
+            self.nll -= float(label_logprobs_RV[used_RV].sum())
         bins = bins_of(confidence)
         for column, weights in enumerate((None, confidence, hits)):
             self.bins[:, column] += np.bincount(bins, weights, NUM_BINS)
         images = self.provenance.image_column
         files = pc.struct_field(batch.column(images), "path") if images in batch.schema.names else pa.nulls(len(batch))
-        self._add_suspects(answers, labels_R, label_probs_RV, used_RV, files)
+        self._add_suspects(answers, labels_R, np.exp(label_logprobs_RV), used_RV, files)
 
     def _add_suspects(
         self,

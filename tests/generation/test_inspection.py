@@ -22,6 +22,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.findings import Statistics, read_finding, save_finding
 from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.views.augmentation import Augmentation
@@ -142,6 +143,22 @@ def test_statistics_of_other_signals_equal_a_slow_computation(tmp_path, mislabel
     }
     assert all(text in report for text in told[signal])
     assert (inspect(tmp_path).statistics.nll is None) == (signal == "sampled")
+
+
+def test_a_label_that_the_teacher_all_but_rules_out_has_its_stored_logarithm(tmp_path, mislabelled, make_teacher):
+    """float64 has no probability below exp(-745), float16 its logarithm: nothing becomes infinite on the way."""
+    reinforce(mislabelled, make_teacher(20_000), CROP, ReinforceConfig(str(tmp_path), num_views=2, top_k=len(CLASSES)))
+    stored = load_reinforced(tmp_path)
+    answers = [dict(zip(*stored.teacher_answer(row, view), strict=True)) for row in range(60) for view in range(2)]
+    of_labels = [
+        float(answer[label]) for answer, label in zip(answers, np.repeat(mislabelled["label"], 2), strict=True)
+    ]
+    assert min(of_labels) < -750
+    found = inspect(tmp_path)
+    assert found.labels.nll == pytest.approx(-np.mean(of_labels))
+    fingerprint = found.provenance.fingerprint
+    save_finding(tmp_path, fingerprint, found.statistics)
+    assert read_finding(tmp_path, fingerprint, Statistics) == found.statistics
 
 
 def test_a_tail_of_fewer_classes_than_there_are():

@@ -69,10 +69,10 @@ def _checked(op: Op, drawn: Params, again: Params) -> Params:
             )
         if not np.array_equal(drawn[key], stored[key]):
             kind = param.dtype if param.length is None else f"{param.length} times {param.dtype}"
+            kept = "nothing" if stored[key] is None else stored[key]
             raise ConfigError(
                 f"`sample` of {name} must return values that {kind} holds exactly, got {drawn[key]!s:.80} for the parameter "
-                f"{key!r}, of which it keeps {stored[key]}. Round it there, as by `float(np.float16(x))`, or declare another "
-                "`Param`."
+                f"{key!r}, of which it keeps {kept}. Round it there (`np.{param.dtype}(x).item()`), or declare another `Param`."
             )
     return stored
 

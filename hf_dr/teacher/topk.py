@@ -93,7 +93,7 @@ def not_finite(logprobs: np.ndarray) -> TeacherError:
     """Returns the error for log-probabilities some of which are not finite."""
     return TeacherError(
         f"the teacher's log-probabilities must be finite, got {logprobs[~np.isfinite(logprobs)][0]} for a view. "
-        "Try --precision fp32, check the checkpoint, and leave out classes that the model masks by `classes` "
+        "Try --precision fp32, and check the checkpoint. Where the model masks classes, leave these out by `classes` "
         "(--teacher_classes)."
     )
 

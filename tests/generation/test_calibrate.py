@@ -114,9 +114,7 @@ def test_answers_that_are_not_finite_are_told_before_the_fit(tiny_dataset, tiny_
     """Numbers would be computed of them, with warnings; the advice leads to answers that are finite."""
     (member,) = tiny_teacher.members
     masked = dataclasses.replace(member, model=Masked(member.model))
-    message = (
-        r"log-probabilities must be finite, got -inf for a view\..* leave out classes that the model masks by `classes`"
-    )
+    message = r"log-probabilities must be finite, got -inf for a view\..* the model masks classes, leave these out by `classes`"
     with pytest.raises(TeacherError, match=message):
         hf_dr.calibrate(tiny_dataset, Teacher([masked]), VIEWS)
     assert Teacher([masked], classes=range(7))(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).isfinite().all()

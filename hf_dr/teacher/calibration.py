@@ -16,7 +16,7 @@ MEASURED_TEMPERATURES = (0.01, 100.0)
 """Those of evaluations, which change no weights: what is left of a calibration error is to be that of the best temperature."""
 
 
-def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray, bounds: tuple[float, float] = TEMPERATURES) -> float:
+def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray, bounds: tuple[float, float] | None = None) -> float:
     """Returns the temperature T for which softmax(logits / T) has the least negative log-likelihood (Guo et al., section 4.2).
 
     The likelihood is convex in 1 / T. Newton's steps find where its slope is 0; one that would leave the interval in which the
@@ -25,14 +25,14 @@ def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray, bounds: tuple[f
     Args:
         logits_BC: Of images that the model was not trained on, floating point.
         labels_B: Their classes, 0 to C - 1.
-        bounds: The least and the greatest temperature that may be returned, below and above 1.
+        bounds: The least and the greatest temperature that may be returned, below and above 1. Default: `TEMPERATURES`.
 
     Returns:
         Within `bounds`. Above 1 the model was too sure of itself.
     """
     shifted_BC = logits_BC.astype(np.float64) - logits_BC.max(axis=-1, keepdims=True)
     own_B = np.take_along_axis(shifted_BC, labels_B[:, None], axis=-1)[:, 0]
-    low, high = (1 / temperature for temperature in reversed(bounds))
+    low, high = (1 / temperature for temperature in reversed(bounds or TEMPERATURES))
     inverse = 1.0
     for _ in range(60):  # so many halvings are as exact as float64; Newton's steps are about six
         weights_BC = np.exp(inverse * shifted_BC)

@@ -25,7 +25,7 @@ from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.run import ModelInput, _Pass, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import UNFINISHED_FILE, Unfinished
-from hf_dr.teacher.calibration import calibrated_ece, fit_temperature
+from hf_dr.teacher.calibration import MEASURED_TEMPERATURES, calibrated_ece, fit_temperature
 from hf_dr.teacher.members import Member, load_member
 from hf_dr.teacher.metrics import classification_metrics, reliability
 from hf_dr.teacher.preprocessing import Preprocessing
@@ -79,7 +79,7 @@ def test_the_numbers_by_hand(place, tiny_dataset):
     assert (clean.model, clean.set, clean.examples, clean.mce) == ("student", "test", 12, None)
     by_hand = classification_metrics(expected, labels) | {
         "calibrated_ece": calibrated_ece(expected, labels),
-        "temperature": fit_temperature(expected, labels),
+        "temperature": fit_temperature(expected, labels, MEASURED_TEMPERATURES),
         "ece_by_chance": reliability(expected, labels).ece_by_chance,
     }
     assert clean.metrics == pytest.approx(by_hand, rel=1e-4)

@@ -352,9 +352,9 @@ def test_what_is_said_of_teachers_and_views_was_measured():
         for way in ("erm", "reinforced")
         for metric in ("top1", "ece")
     }
-    assert tiny["tiny_imagenet_resnet_100epochs_16views_seeds"] == 1
+    assert tiny["tiny_imagenet_resnet_100epochs_16views_seeds"] == 2
     gained = MADE.mean(tiny, "tiny_imagenet_resnet_100epochs_16views_top1_gain")
-    assert "{} in 100 (one seed, {erm_top1} to {reinforced_top1} %)".format(gained, **longest) in text
+    assert "{} in 100 (two seeds, {erm_top1} to {reinforced_top1} %)".format(gained, **longest) in text
     assert "and in 100 from {erm_ece} to {reinforced_ece} %".format(**longest) in text
     assert tiny[f"{of_tiny[0]}_ece_gain"] < 0 < tiny[f"{of_tiny[1]}_ece_gain"]
     doubt = [100 * found[f"cifar10_resnet_{way}_top1"] for way in ("calibrated_reinforced", "erm")]

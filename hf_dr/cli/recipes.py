@@ -72,7 +72,8 @@ def _summary(path: Path) -> str:
     if path.suffix == ".py":
         told = ast.get_docstring(ast.parse(text)) or ""
     else:
-        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        lines = text.removeprefix("#!/bin/bash\n").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
         told = "\n".join(line.lstrip("# ") for line in comment)
     paragraph = " ".join(told.partition("\n\n")[0].split())
     sentence = re.sub(r" \([^()]*\)", "", paragraph).split(". ")[0].rstrip(".:")

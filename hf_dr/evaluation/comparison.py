@@ -415,7 +415,9 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = by_name(read_object(note, "Remove the folder, or choose another `output_dir`."))
-    differing = unlike_names(made_of, there, but=["output_dir"])  # which may be written otherwise, or have moved
+    # The folder may be written otherwise, or have moved. Older notes have settings without effect.
+    but = ["output_dir", *settings_without_effect(str(flags.get("objective", "reinforced")))]
+    differing = unlike_names(made_of, there, but=but)
     if differing:
         raise ConfigError(
             f"{run} must be a run of the same settings, but it differs in {', '.join(differing)}. Remove it, or choose "

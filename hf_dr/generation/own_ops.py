@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from hf_dr.views.maker import ViewMaker
 from hf_dr.views.ops.base import Op, Param, Params, height_width
 from hf_dr.views.rng import view_rng
 
-# Of so many rows, so many views: a fraction of a second, and enough for what is skipped half of the time.
+# Of so many rows, so many views, enough for what is skipped half of the time; with slow ops as many as fit in the seconds.
 _ROWS = 16
 _VIEWS = 4
+_SECONDS = 3.0
 
 
 def check_own_ops(maker: ViewMaker) -> None:
@@ -26,6 +28,7 @@ def check_own_ops(maker: ViewMaker) -> None:
     """
     if all(type(op).__module__.startswith("hf_dr.") for op in maker.augmentation.ops):
         return
+    end = time.monotonic() + _SECONDS
     for example in range(min(_ROWS, len(maker.images))):
         try:
             image = maker.image(example)
@@ -33,6 +36,8 @@ def check_own_ops(maker: ViewMaker) -> None:
             continue
         for view in range(min(_VIEWS, maker.num_views)):
             _try_view(maker, example, view, image)
+            if time.monotonic() > end:
+                return
 
 
 def _try_view(maker: ViewMaker, example: int, view: int, image: PIL.Image.Image) -> None:
@@ -95,20 +100,21 @@ def _performed(
     name = type(op).__name__
     given = [each for each in (image, partner) if each is not None]
     before = [each.tobytes() for each in given]
-    shown = op.apply(image, drawn, partner)
+    more = () if partner is None else (partner,)  # as `Augmentation.apply` calls it
+    shown = op.apply(image, drawn, *more)
     if before != [each.tobytes() for each in given]:
         raise ConfigError(
             f"`apply` of {name} must leave the image that it is given as it is, found it changed: the next view would be made "
             "of the changed one. Work on `image.copy()`."
         )
-    size = op.output_size(height_width(image)) or height_width(shown)
+    size = tuple(op.output_size(height_width(image)) or height_width(shown))
     if shown.mode != "RGB" or height_width(shown) != size:
         raise ConfigError(
             f"`apply` of {name} must return an RGB image of {size[0]}x{size[1]} pixels (height x width), which its "
             f"`output_size` says, got one of mode {shown.mode} and {shown.height}x{shown.width}. Convert it by "
             "`image.convert('RGB')`, or correct `output_size`."
         )
-    if op.apply(image, stored, partner).tobytes() != shown.tobytes():
+    if op.apply(image, stored, *more).tobytes() != shown.tobytes():
         raise ConfigError(
             f"`apply` of {name} must make the same image of the same parameters, found another the second time. Draw in "
             "`sample` alone, and let it return all that was drawn, in Python's own numbers."

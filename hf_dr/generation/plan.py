@@ -180,7 +180,7 @@ def make_plan(
     config_name = config.config_name or _name_of(augmentation)
     image_column, label_column = columns
     rows, split = str(dataset.split or "train"), _split_name(dataset)
-    if rows != split:
+    if "+" in rows:
         settings["base"] = {"split": rows, **settings["base"]}
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
     provenance = Provenance(

@@ -174,7 +174,7 @@ class Provenance:
 
     @property
     def base_split(self) -> str:
-        """The rows of the base as `datasets` names them: its split, or a part or sum of splits, e.g. `train+test`."""
+        """The rows of the base as `datasets` names them: its split, or the sum of several or of their parts: `train+test`."""
         named = self.base.get("split")
         return named if isinstance(named, str) else self.split
 
@@ -225,7 +225,6 @@ class Provenance:
         """Returns the fields, in JSON types, that decide the bytes of the columns."""
         # An op of somebody's own may have a setting of such a name.
         content: dict[str, Any] = {**_determining(self.to_dict()), "augmentation": self.augmentation}
-        content["base"].pop("split", None)  # a name of the rows, which their hash tells apart
         if self.schema_version >= 4:
             # Finished shards of a run that stops at bad images hold none, so it can go on as one that skips them.
             del content["on_bad_image"]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
@@ -201,8 +201,10 @@ def check_model_settings(args: ReinforcedTrainingArguments, model: nn.Module) ->
     # The lowest transformers that is accepted has the old name. All its models have the method, if only to refuse.
     old, new = "gradient_checkpointing", "activation_checkpointing"
     name = new if hasattr(args, new) else old
-    has_method = any(hasattr(model, f"{one}_enable") for one in (old, new))
-    if getattr(args, name) and not getattr(model, "supports_gradient_checkpointing", has_method):
+    own, theirs = (
+        {getattr(kind, f"{one}_enable", None) for one in (old, new)} for kind in (type(model), PreTrainedModel)
+    )
+    if getattr(args, name) and not (own - theirs - {None} or getattr(model, "supports_gradient_checkpointing", False)):
         raise ConfigError(
             f"`{name}` needs a model that supports it, by a method `{name}_enable`, got {type(model).__name__}. Leave it out, "
             "or take another model."

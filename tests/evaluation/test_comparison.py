@@ -511,3 +511,11 @@ def test_a_run_stays_one_where_its_folder_is_written_otherwise_or_has_moved(tmp_
     flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0}
     assert not is_finished(tmp_path / "run", {**flags, "output_dir": "run"})
     assert not is_finished(tmp_path / "run", {**flags, "output_dir": tmp_path / "run"})
+
+
+def test_a_run_begun_with_settings_without_effect_goes_on(tmp_path, tiny_folder):
+    flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0, "objective": "erm"}
+    assert not is_finished(tmp_path / "run", {**flags, "label_weight": 0.5, "tail": "bucket"})
+    assert not is_finished(tmp_path / "run", flags)
+    with pytest.raises(ConfigError, match="differs in label_weight"):
+        is_finished(tmp_path / "run", {**flags, "objective": "reinforced", "label_weight": 0.25})

@@ -181,3 +181,37 @@ def test_a_run_tries_them_before_anything_is_written(
     assert not (tmp_path / "plus").exists()
     register(type(good))
     assert verify(hf_dr.reinforce(tiny_dataset, tiny_teacher, [good, crop], config), tiny_teacher).ok
+
+
+@dataclass(frozen=True)
+class WithoutPartner(Op):
+    """As many write an op that mixes nothing, and a size as it comes from YAML."""
+
+    name: ClassVar[str] = "without_partner"
+    size: Any = (32, 32)
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        return {}
+
+    def output_size(self, size: Size) -> Any:
+        return self.size
+
+    def apply(self, image: PIL.Image.Image, params: Params) -> PIL.Image.Image:  # type: ignore[override]
+        return image.resize((32, 32))
+
+
+@pytest.mark.parametrize("size", [(32, 32), [32, 32]])
+def test_an_op_that_mixes_nothing_needs_no_partner(tiny_dataset: datasets.Dataset, size: Any) -> None:
+    check_own_ops(maker(tiny_dataset, WithoutPartner(size)))
+
+
+def test_slow_ops_are_tried_as_long_as_there_is_time(
+    tiny_dataset: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    op = own(rounded, lambda image, params: tried.append(1) or image)
+    check_own_ops(maker(tiny_dataset, op, Resize((16, 16))))
+    assert len(tried) == 2 * 12 * 3, "twice each of three views of all rows"
+    monkeypatch.setattr("hf_dr.generation.own_ops._SECONDS", -1.0)
+    check_own_ops(maker(tiny_dataset, op, Resize((16, 16))))
+    assert len(tried) == 2 * 12 * 3 + 2

@@ -412,10 +412,8 @@ def test_an_op_is_a_dataclass() -> None:
             return image
 
     message = r"the op Plain must be a dataclass, whose fields are its settings, found none\. Write `@ops\.register` and below"
-    for use in (lambda: register(Plain), lambda: Augmentation([Plain(), CenterCrop(SIDE)]).to_list()):
-        with pytest.raises(ConfigError, match=message):
-            use()
-    assert "Plain" not in OPS
+    with pytest.raises(ConfigError, match=message):
+        Augmentation([Plain(), CenterCrop(SIDE)]).to_list()
 
 
 @dataclasses.dataclass(frozen=True)

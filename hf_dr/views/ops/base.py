@@ -58,7 +58,6 @@ def register(cls: _OpClass) -> _OpClass:
         raise ConfigError(
             f'the op {cls.__name__} must have a name for its columns, found none. Write in it `name: ClassVar[str] = "..."`.'
         )
-    _check_dataclass(cls)
     for op in OPS.values():
         is_same = (op.__module__, op.__qualname__) == (cls.__module__, cls.__qualname__)
         if not is_same and (cls.__name__ == op.__name__ or cls.name == op.name):

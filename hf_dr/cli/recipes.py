@@ -72,7 +72,7 @@ def _summary(path: Path) -> str:
     if path.suffix == ".py":
         told = ast.get_docstring(ast.parse(text)) or ""
     else:
-        lines = text.removeprefix("#!/bin/bash\n").splitlines()
+        lines = (line for line in text.splitlines() if not line.startswith("#!"))
         comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
         told = "\n".join(line.lstrip("# ") for line in comment)
     paragraph = " ".join(told.partition("\n\n")[0].split())

@@ -6,10 +6,10 @@ nothing but the seed are one cell. What cannot be compared is listed with the re
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ class Results:
         except HfDrError as error:
             self.left_out[str(path)] = str(error).removeprefix(f"{path} ")
             return
+        # Once for each model: its weights are read.
+        evaluations_of = functools.cache(lambda model: self._evaluations(path.parent, model, content))
         for result in content["results"]:
             end = ", corrupted" if result["corrupted"] else ""
             keys = (*HOW, *(HOW_CORRUPTED if result["corrupted"] else ()))
@@ -110,7 +112,7 @@ class Results:
                 continue
             kept = (*METRICS, CALIBRATED_ECE, "mce", "errors")
             measured = {key: value for key, value in result.items() if key in kept}
-            evaluations = self._evaluations(path.parent, result["model"], content)
+            evaluations = evaluations_of(result["model"])
             if evaluations is None:
                 self.left_out[where] = (
                     "the weights in its folder are not those that were evaluated: it was trained or calibrated again since, or "
@@ -157,7 +159,7 @@ class Results:
         """Trainings of detectors and segmenters."""
         return [run for run in self.finished if run.training is None]
 
-    @cached_property
+    @functools.cached_property
     def settings(self) -> list[Setting]:
         """The rows, sorted; runs on a base dataset stand in those of its "+" datasets, where these have none of their own."""
         own = {(run.setting, run.objective) for run in self.finished}
@@ -175,7 +177,7 @@ class Results:
         own = [run for run in runs if run.setting == setting]
         return sorted(own or [run for run in runs if run.setting.serves(setting)], key=lambda run: run.seeds)
 
-    @cached_property
+    @functools.cached_property
     def frame(self) -> pd.DataFrame:
         """One line for each number: which row of the tables it is of, by what name, on which set, which metric.
 

@@ -179,13 +179,13 @@ def make_plan(
     """
     config_name = config.config_name or _name_of(augmentation)
     image_column, label_column = columns
-    rows, split = str(dataset.split or "train"), _split_name(dataset)
+    rows = str(dataset.split or "train")
     if "+" in rows:
         settings["base"] = {"split": rows, **settings["base"]}
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
     provenance = Provenance(
         config_name=config_name,
-        split=split,
+        split=_first_split(rows),
         augmentation=augmentation.to_list(),
         shard_size=_choose_shard_size(config.shard_size, len(dataset)),
         num_rows=len(dataset),
@@ -215,9 +215,9 @@ def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_
         )
 
 
-def _split_name(dataset: datasets.Dataset) -> str:
-    """Returns the name of the first split that a dataset is, or is a part of: `train` for `train[:100]` and `train+test`."""
-    return re.sub(r"[^A-Za-z0-9_.-]+.*", "", str(dataset.split or "train")) or "train"
+def _first_split(rows: str) -> str:
+    """Returns the name of the first split of which rows are, as `datasets` names them: `train` for `train[:100]+test`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+.*", "", rows) or "train"
 
 
 def _choose_shard_size(wanted: int | None, num_rows: int) -> int:

@@ -198,7 +198,8 @@ def check_loss(args: ReinforcedTrainingArguments, compute_loss_func: object) -> 
 
 def check_model_settings(args: ReinforcedTrainingArguments, model: nn.Module) -> None:
     """Refuses settings for which transformers asks a model what not every model knows."""
-    # The lowest transformers that is accepted has the old name. All its models have the method, if only to refuse.
+    # The lowest transformers that is accepted has the old name. All its models have the method, if only to refuse: what counts
+    # is one of the model's own class, or that it says of itself that it supports it.
     old, new = "gradient_checkpointing", "activation_checkpointing"
     name = new if hasattr(args, new) else old
     own, theirs = (

@@ -215,7 +215,7 @@ def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> No
         then: What else prepares it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -243,7 +243,7 @@ def shield_workers(loader: Any) -> None:
     Where workers are not forked, which is usual since Python 3.14, they import for seconds before `quiet_worker` is called.
     """
     loader = getattr(loader, "base_dataloader", loader)  # the one that iterates, inside of accelerate's wrapper
-    if loader.num_workers == 0:
+    if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):  # not on Windows
         return
     start = weakref.WeakMethod(loader._get_iterator)  # private, but torch has no other that only starts them
 

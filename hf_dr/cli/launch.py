@@ -158,6 +158,8 @@ def _tell(message: str) -> None:
 
 def _nobody_reads() -> bool:
     """Whether the output goes to a program that has ended, such as `| head`; what is left of it is then thrown away."""
+    if not hasattr(select, "poll"):  # on Windows: a pipe cannot be asked there
+        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if not poll.poll(0):

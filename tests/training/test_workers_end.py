@@ -152,6 +152,17 @@ def test_workers_are_born_deaf_to_ctrl_c(method, persistent):
     assert not Masks()[0]
 
 
+def test_workers_start_where_signals_cannot_be_blocked(monkeypatch):
+    """Windows has no such calls."""
+    for name in ("pthread_sigmask", "sigtimedwait"):
+        monkeypatch.delattr(signal, name)
+    loader = torch.utils.data.DataLoader(
+        range(4), num_workers=2, worker_init_fn=quiet_worker, multiprocessing_context="fork"
+    )
+    shield_workers(loader)
+    assert [int(row) for row in loader] == [0, 1, 2, 3]
+
+
 class DeafRows(torch.utils.data.Dataset):
     """Rows whose label is 1 where Ctrl-C is blocked."""
 

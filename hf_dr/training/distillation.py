@@ -100,8 +100,9 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
             return super().compute_loss(model, inputs, return_outputs, *args, **settings)
         outputs = self._logits_of(model, inputs)
         temperature = self.args.temperature
-        target_BC = (self.teacher(inputs["views"]) / temperature).log_softmax(-1)
         student_BC = (outputs["logits"].float() / temperature).log_softmax(-1)
+        answers_BC = self.teacher(inputs["views"]).to(student_BC.device)  # the teacher may be on another
+        target_BC = (answers_BC / temperature).log_softmax(-1)
         loss = F.kl_div(student_BC, target_BC, reduction="batchmean", log_target=True) * temperature**2
         weight = self.args.label_weight
         if weight:

@@ -13,6 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -67,6 +68,18 @@ def test_mixed_images_learn_from_labels_in_the_same_proportion(plain, settings, 
     assert (
         trainer.evaluate()["eval_loss"] == ReinforcedTrainer(student, args, eval_dataset=plain).evaluate()["eval_loss"]
     )
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_an_online_teacher_may_be_on_another_device(plain, tiny_teacher, settings):
+    args = settings(**ON_LABELS, use_cpu=True)
+    losses = []
+    for device in ("cpu", torch.accelerator.current_accelerator()):
+        teacher = Teacher(copy.deepcopy(tiny_teacher.members), device=device)
+        trainer = OnlineDistillationTrainer(pooled(), args, train_dataset=plain, teacher=teacher)
+        trainer.train()
+        losses.append(losses_of(trainer))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_an_online_teacher_answers_for_the_mix(plain, tiny_teacher, settings):

@@ -60,4 +60,4 @@ def test_the_cards_say_what_was_measured():
 )
 def test_the_recipes_are_augmentations(path):
     settings = read_yaml(path)
-    assert build_augmentation(settings["augmentation"], settings.get("size", 224)).size is not None
+    assert build_augmentation(settings["augmentation"], settings.get("size")).size is not None

@@ -20,8 +20,12 @@ from hf_dr.teacher.members import imagenet_synsets
 from hf_dr.views.augmentation import Augmentation
 
 
-def build_augmentation(value: Any, size: int) -> Augmentation:
-    """Builds the augmentation from a name, a YAML file, or a list of ops."""
+def build_augmentation(value: Any, size: int | None) -> Augmentation:
+    """Builds the augmentation from a name, with views of `size` pixels or 224, or from a list of ops or a YAML file of one.
+
+    Raises:
+        ConfigError: There is no such name or file, the ops are wrong, or their views have another size than the one given.
+    """
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         content = read_yaml(value, "augmentation")
         if "augmentation" not in content:
@@ -29,7 +33,15 @@ def build_augmentation(value: Any, size: int) -> Augmentation:
                 f"{value} must have the key `augmentation`, found {', '.join(map(str, content)) or 'nothing'}."
             )
         value = content["augmentation"]
-    return Augmentation.named(value, size) if isinstance(value, str) else Augmentation.from_list(value)
+    if isinstance(value, str):
+        return Augmentation.named(value, 224 if size is None else size)
+    augmentation = Augmentation.from_list(value)
+    height, width = augmentation.size
+    if size is not None and (height, width) != (size, size):
+        raise ConfigError(
+            f"`size` must be that of the views of a list of ops, {height}x{width}, got {size}. Leave it out, or change the ops."
+        )
+    return augmentation
 
 
 def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | None:

@@ -68,7 +68,7 @@ class TeacherArguments:
     augmentation: OpsOrName = flag(
         f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops.", default="randaug"
     )
-    size: int = flag("Side in pixels of the views of a named augmentation.", default=224)
+    size: int | None = flag("Side in pixels of the views of a named augmentation. Default: 224.", default=None)
 
     def __post_init__(self) -> None:
         check_settings(self)

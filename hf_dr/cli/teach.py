@@ -78,7 +78,9 @@ class TeachArguments:
         type=Whole(2),
     )
     augmentation: OpsOrName = flag("What draws the training views, as for reinforce.", default="randaug")
-    size: int = flag("Side in pixels of the views of a named augmentation.", default=224, type=Whole(1))
+    size: int | None = flag(
+        "Side in pixels of the views of a named augmentation. Default: 224.", default=None, type=Whole(1)
+    )
     model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
 
     def __post_init__(self) -> None:
@@ -204,12 +206,15 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
 
     student, fit = _taught(dataset, teaching, args, flags)
     if process_state().is_main_process:
-        size = [] if teaching.size == 224 else ["--size", str(teaching.size)]
+        # The views of `reinforce` are those that the teacher has learned. A list of ops is no flag: its file must be named.
+        ops = teaching.augmentation if isinstance(teaching.augmentation, str) else "OPS.yaml"
+        views = as_arguments({} if ops == "randaug" else {"augmentation": ops})
+        views += as_arguments({} if teaching.size is None else {"size": teaching.size})
         more = [] if fit is None else temperature_flag(asdict(fit))
         # Of a dataset that was divided, only the columns are as before.
         read = {"dataset_config": student.name, **{name: getattr(student, name) for name in _ALSO_OF_REINFORCE}}
         place = [student.dataset[0], *as_arguments({name: value for name, value in read.items() if value})]
-        words = [*place, "--split", str(student.split), "--teacher", str(args.output_dir), *size, *more]
+        words = [*place, "--split", str(student.split), "--teacher", str(args.output_dir), *views, *more]
         print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *words, '--output_dir', 'PLUS'])}", flush=True)
     return 0
 

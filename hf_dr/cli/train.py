@@ -188,7 +188,7 @@ def load_images(student: StudentArguments, seed: int) -> AugmentedDataset:
     (name,) = student.dataset
     config = student.name[0] if student.name else None
     split = student.split or "train"
-    augmentation = build_augmentation(student.augmentation, student.size or 224)
+    augmentation = build_augmentation(student.augmentation, student.size)
     with process_state().local_main_process_first():
         base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
     image_column, label_column = labelled_columns(

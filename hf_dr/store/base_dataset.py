@@ -68,6 +68,7 @@ def load_base(
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
     with _loading(name, split, where):
         if path.is_file():
+            _check_parquet(path)
             loaded = load_parquet([path], "train", part=split)
         elif _is_saved(path):
             loaded = _part_of(_open_saved(path), split)
@@ -99,6 +100,16 @@ def _check_named(path: Path, config: str | None, revision: str | None) -> None:
             raise ConfigError(
                 f"the {setting} of a dataset must be left out for what has none, got {value!r} with {path.name}, which is on "
                 "this machine. Leave it out."
+            )
+
+
+def _check_parquet(path: Path) -> None:
+    """Refuses a file of another format: CSV, JSON, an image, or an archive."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            raise DataError(
+                f"a dataset in one file must be Parquet, but {path.name} is not. Name a folder of images, or open the file "
+                "with `datasets.load_dataset` and name what `save_to_disk` writes."
             )
 
 

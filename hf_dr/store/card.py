@@ -378,6 +378,8 @@ def _how_to_use(config: CardConfig, name: str) -> str:
         for member in about.teacher["members"]
     )
     teacher = "" if known else " --no_teacher"
+    # A newly drawn view, which a training has few of by default, is learned from its label.
+    stored_only = "" if about.label_column else " --reinforced_probability 1"
     return f"""```python
 from datasets import load_dataset
 from hf_dr import load_reinforced
@@ -390,7 +392,7 @@ train = load_reinforced({quoted}, "{about.config_name}"{join})
 
 ```
 accelerate launch -m hf_dr train --dataset {place} --name {about.config_name}{flags} \\
-    --student timm:mobilenetv3_small_100 --epochs 100 --lr 0.001 --batch_size 64 --output_dir student
+    --student timm:mobilenetv3_small_100 --epochs 100 --lr 0.001 --batch_size 64{stored_only} --output_dir student
 hf-dr verify {place} --name {about.config_name}{flags}{teacher}
 ```"""
 

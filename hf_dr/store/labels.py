@@ -70,7 +70,8 @@ def check_dataset(
     if chosen not in images:
         raise DataError(
             f"`image_column` must name an Image column, got {image_column!r}; Image columns: "
-            f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`."
+            f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`; a "
+            "command reads what `save_to_disk` then writes."
         )
     if label_column == "none":
         return chosen, None
@@ -91,7 +92,9 @@ def check_dataset(
         )
     if not pa.types.is_integer(features.arrow_schema.field(label_column).type):
         raise DataError(
-            f"`{label_column}` must hold class numbers, got {features[label_column]}. Name another `label_column`, or `none`."
+            f"`{label_column}` must hold class numbers, got {features[label_column]}. Number names of classes with "
+            f"`dataset.class_encode_column({label_column!r})`; a command reads what `save_to_disk` then writes. Or name "
+            "another `label_column`, or `none`."
         )
     return chosen, label_column
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_dr.teacher.metrics import classification_metrics, reliability
-from hf_dr.text import percent, two_columns
+from hf_dr.text import two_columns
 
 TEMPERATURES = (0.25, 4.0)
 """The least and the greatest temperature that is fitted: a few images may all be right, which asks for one of 0."""
@@ -108,7 +108,7 @@ class TemperatureFit:
         before = self.trained
         after = self.calibrated
         lines = [
-            ("held-out top-1", f"{percent(before['top1'])} of {self.num_held_out:,} images{images}"),
+            ("held-out top-1", f"{100 * before['top1']:.2f} % of {self.num_held_out:,} images{images}"),
             ("temperature", f"{self.temperature:.3f}{note}"),
             (
                 "calibration error",

@@ -274,9 +274,19 @@ def test_classes(tmp_path):
 
 def test_an_augmentation_file(tmp_path):
     (tmp_path / "a.yaml").write_text("augmentation: [{RandomResizedCrop: {size: 8}}, RandomHorizontalFlip]")
-    assert [type(op).__name__ for op in build_augmentation(str(tmp_path / "a.yaml"), 24).ops] == [
+    assert [type(op).__name__ for op in build_augmentation(str(tmp_path / "a.yaml"), None).ops] == [
         "RandomResizedCrop", "RandomHorizontalFlip"
     ]  # fmt: skip
+
+
+def test_a_size_and_a_list_of_ops_must_agree():
+    ops = [{"RandomResizedCrop": {"size": 8}}]
+    assert build_augmentation(ops, 8).size == (8, 8)
+    with pytest.raises(
+        ConfigError, match=r"`size` must be that of the views of a list of ops, 8x8, got 24\. Leave it out"
+    ):
+        build_augmentation(ops, 24)
+    assert build_augmentation("rrc", None).size == (224, 224)
 
 
 def test_an_augmentation_file_without_its_key(tmp_path):

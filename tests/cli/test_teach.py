@@ -141,11 +141,15 @@ def test_the_command_that_is_printed_runs(taught, tmp_path, capsys, splits):
         part = part.add_column("colour", [0] * len(part), feature=datasets.ClassLabel(names=["a"]))
         part.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     columns = ["--label_column", "kind", "--image_column", "image", "--dataset_config", "default"]
-    flags = [*columns, "--files_from", str(taught), "--held_out", "0.34", "--max_steps", "1"]
+    ops = tmp_path / "ops.yaml"
+    ops.write_text("augmentation: [{RandomResizedCrop: {size: 24}}]")
+    views = ["--augmentation", str(ops)]
+    flags = [*columns, *views, "--files_from", str(taught), "--held_out", "0.34", "--max_steps", "1"]
     assert teach(tmp_path / "data", tmp_path / "out", *flags) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: hf-dr reinforce"))
     words = shlex.split(line.removeprefix("next: hf-dr").replace("PLUS", str(tmp_path / "plus")))
     assert ("--files_from" in words, "--dataset_config" in words) == (len(splits) == 2, len(splits) == 2)
+    assert words[words.index("--augmentation") :][:2] == views
     assert main([*words, "--num_views", "1", "--allow_disagreement"]) == 0
     assert load_reinforced(tmp_path / "plus").provenance.label_column == "kind"
 

@@ -146,6 +146,32 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     check_cache()
 
 
+def test_a_file_of_another_format_is_told(tmp_path):
+    (tmp_path / "photos.csv").write_text("image,label\n")
+    with pytest.raises(
+        DataError, match=r"in one file must be Parquet, but photos\.csv is not\. .*`save_to_disk` writes"
+    ):
+        load_base(str(tmp_path / "photos.csv"))
+
+
+def test_classes_by_name_are_read_once_they_have_numbers(tmp_path, tiny_dataset):
+    """The way that the message names."""
+    names = tiny_dataset.features["label"].names
+    texts = tiny_dataset.cast_column("label", datasets.Value("int64"))
+    texts = texts.map(
+        lambda row: {"label": names[row["label"]]},
+        features=datasets.Features({**tiny_dataset.features, "label": datasets.Value("string")}),
+    )
+    with pytest.raises(
+        DataError, match=r"`dataset\.class_encode_column\('label'\)`; a command reads what `save_to_disk`"
+    ):
+        check_dataset(texts)
+    texts.class_encode_column("label").save_to_disk(tmp_path / "saved")
+    saved, _ = load_base(str(tmp_path / "saved"))
+    assert check_dataset(saved) == ("image", "label")
+    assert [saved.features["label"].names[number] for number in saved["label"]] == list(texts["label"])
+
+
 def test_what_a_local_dataset_does_not_have_is_refused(tmp_path):
     numbers(1).to_parquet(tmp_path / "train.parquet")
     numbers(1).save_to_disk(tmp_path / "saved")

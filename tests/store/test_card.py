@@ -377,6 +377,14 @@ def test_a_teacher_on_the_hub_can_be_asked_again(config):
         assert ("--no_teacher" in update_card(None, {"a": about}, name=NAME)) != asked
 
 
+def test_without_labels_the_training_is_told_to_learn_stored_views_only(config):
+    for column, told in (("label", False), (None, True)):
+        about = named(config, "a", label_column=column)
+        assert (
+            "--batch_size 64 --reinforced_probability 1 --output_dir" in update_card(None, {"a": about}, name=NAME)
+        ) == told
+
+
 def test_what_only_a_run_can_tell_is_not_told_of_a_plan():
     card = update_card(None, {"plan": PLANNED}, name=NAME)
     assert "**Planned; not made yet.** 2 views of each example of [me/base]" in card

@@ -118,8 +118,8 @@ class Detector(nn.Module):
             targets: See `DetectionImages`; only training needs them.
         """
         pixels = [image.float() / 255 for image in images]
-        if not self.training:
-            return self.rcnn(pixels)
+        if not self.training:  # one by one: without the padding to the largest of a batch, which changes what is found
+            return [self.rcnn([each])[0] for each in pixels]
         losses = self.rcnn(pixels, targets)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 

@@ -533,6 +533,17 @@ def test_a_detector_needs_several_scales():
         Detector(backbone("timm:test_vit")[0], config)
 
 
+def test_what_is_found_in_an_image_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    detector = Detector(backbone("timm:resnet10t")[0], DetectorConfig(["a"], [1], False, [64], 128, 8, 8)).eval()
+    image, wider = (torch.randint(256, (3, 40, width), dtype=torch.uint8) for width in (50, 80))
+    with torch.no_grad():
+        alone, beside = detector([image])[0], detector([image, wider])[0]
+    assert len(alone["boxes"]) > 0
+    for name, found in alone.items():
+        torch.testing.assert_close(beside[name], found, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({}, "exactly one of `annotations` and `dataset` must be given, got None and None"),

@@ -92,8 +92,8 @@ def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
         height, width = dataset.size
         raise ConfigError(
             f"the model must take RGB images of {height}x{width} pixels, the size of the views, but: {type(error).__name__}: "
-            f"{str(error).rstrip('. '):.300}. Build it for this size (`build_student` with `size`), or reinforce the dataset "
-            "with another."
+            f"{str(error).rstrip('. '):.300}. Take a dataset whose views have the size of the model, or a model for this size, "
+            "which `build_student` with `size` makes of timm's architectures."
         ) from error
     finally:
         model.train(was_training)

@@ -466,7 +466,7 @@ def test_numbers_that_train_nothing_are_refused(changes, message, settings):
         ({"problem_type": "regression"}, "has the problem_type regression"),
         (
             {"image_size": 2 * SIZE},
-            f"must take RGB images of {SIZE}x{SIZE} pixels, the size of the views, but: ValueError",
+            f"must take RGB images of {SIZE}x{SIZE} pixels, the size of the views, but: ValueError.*whose views have",
         ),
         ({"num_channels": 1}, "must take RGB images of .* Expected 1 but got 3"),
     ],

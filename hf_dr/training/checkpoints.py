@@ -213,6 +213,11 @@ _ABOUT = {
 """What the name of a setting alone does not say."""
 
 
+def in_words(found: Mapping[str, str]) -> str:
+    """Returns what `differences` found, for a message."""
+    return "; ".join(f"{name}{_ABOUT.get(name, '')}: {values}" for name, values in found.items())
+
+
 def check_saved_whole(accelerator: Accelerator) -> None:
     """Raises a ConfigError if weights would be saved by parts alone, of which Trainer makes no model at the end."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
@@ -297,10 +302,9 @@ def compare_settings(
     found = differences(there, here)
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
     if found:
-        differing = "; ".join(f"{name}{_ABOUT.get(name, '')}: {values}" for name, values in found.items())
         raise ConfigError(
-            f"a run must be resumed with its own settings, but {checkpoint} differs in {differing}. Restore them, or start a "
-            "new run in another `output_dir`."
+            f"a run must be resumed with its own settings, but {checkpoint} differs in {in_words(found)}. Restore them, or start "
+            "a new run in another `output_dir`."
         )
     if said and loud:
         changes = "; ".join(f"{name}: {values}" for name, values in said.items())

@@ -37,8 +37,10 @@ from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
     check_saved_whole,
     compare_settings,
+    differences,
     find_damage,
     found_batch_size,
+    in_words,
     keep_checkpoints,
     kept_settings,
     load_renamed,
@@ -126,13 +128,21 @@ class ResumableTrainer(Trainer):
                 self._loaders.clear()
 
     def _check_alike(self, checkpoint: str | None) -> None:
-        """Refuses processes that would go on at different steps."""
-        found = gather_object(["the beginning" if checkpoint is None else Path(checkpoint).name])
-        if len(set(found)) > 1:
+        """Refuses processes that would go on at different steps, or train on other data or with other settings."""
+        place = "the beginning" if checkpoint is None else Path(checkpoint).name
+        processes = gather_object([(place, {**kept_settings(self.args), **(self.run_settings() or {})})])
+        places = sorted({place for place, _ in processes})
+        if len(places) > 1:
             raise ConfigError(
-                f"all processes must go on at the same place, found {', '.join(sorted(set(found)))}. `output_dir` must be one "
-                "folder that all nodes share."
+                f"all processes must go on at the same place, found {', '.join(places)}. `output_dir` must be one folder that "
+                "all nodes share."
             )
+        for rank, (_, settings) in enumerate(processes):
+            if differing := differences(processes[0][1], settings):
+                raise ConfigError(
+                    f"all processes must train alike, but process {rank} (here) and process 0 (there) differ in "
+                    f"{in_words(differing)}. Give all nodes the same command and the same data."
+                )
 
     @contextmanager
     def alone(self) -> Iterator[None]:

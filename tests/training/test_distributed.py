@@ -130,6 +130,15 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_is_said(tmp_path):
     assert "imed out" in message
 
 
+def refusal(trainer: ReinforcedTrainer, checkpoint: str | None) -> str | None:
+    """Why the processes may not go on from a checkpoint."""
+    try:
+        trainer._check_alike(checkpoint)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def evaluate_together(plus: str, out: str) -> None:
     """Two processes with other running statistics each; what both have measured and kept."""
     data = load_reinforced(plus)
@@ -141,13 +150,14 @@ def evaluate_together(plus: str, out: str) -> None:
     for module in (norm, average):
         module.running_mean.fill_(1.0 + 5 * rank)
     measured = trainer.evaluate()
-    try:
-        trainer._check_alike(f"{out}/checkpoint-{1 + rank}")
-        message = "none"
-    except ConfigError as error:
-        message = str(error)
+    message = refusal(trainer, f"{out}/checkpoint-{1 + rank}")
+    trainer.args.label_weight = 0.5 * rank
+    unlike = refusal(trainer, None)
+    trainer.args.label_weight = 0.0
+    alike = refusal(trainer, None)
     kept = [*norm.running_mean.tolist(), *average.running_mean.tolist()]
-    told = {"eval_loss": measured["eval_loss"], "kept": sorted(set(kept)), "message": message}
+    refusals = {"message": message, "unlike": unlike, "alike": alike}
+    told = {"eval_loss": measured["eval_loss"], "kept": sorted(set(kept)), **refusals}
     Path(out, f"told_{rank}.json").write_text(json.dumps(told))
 
 
@@ -158,6 +168,8 @@ def test_what_is_measured_are_the_weights_that_are_saved(tmp_path, tiny_folder, 
     assert told[0] == told[1]
     assert told[0]["kept"] == [1.0], "those of the first process"
     assert "all processes must go on at the same place, found checkpoint-1, checkpoint-2" in told[0]["message"]
+    assert "process 1 (here) and process 0 (there) differ in label_weight: 0.0 there, 0.5 here." in told[0]["unlike"]
+    assert told[0]["alike"] is None
     (tmp_path / "alone").mkdir()
     evaluate_together(str(tiny_folder), str(tmp_path / "alone"))
     alone = json.loads((tmp_path / "alone" / "told_0.json").read_text())

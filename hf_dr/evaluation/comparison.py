@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -43,7 +43,7 @@ from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
 from hf_dr.training.calibrating import check_other_images
 from hf_dr.training.losses import check_label_weight
-from hf_dr.training.reinforced_settings import settings_without_effect
+from hf_dr.training.reinforced_settings import ReinforcedSettings, settings_without_effect
 from hf_dr.training.student_card import STUDENT_FILE
 from hf_dr.views.augmentation import Augmentation
 
@@ -384,16 +384,27 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
     return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 
+# Settings of `hf-dr train` that shape a student, and so are told. Others may be paths of this machine, or a token.
+_SHAPING = ("batch_size", "learning_rate", "optim", "weight_decay", "calibrate_split")
+
+
 def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[str]]:
     """Yields what the page says of data, teacher, student, training of so many steps, and evaluation."""
     for p in _learned_from(config.train):
         answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
         yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.base_split}; {answers}"]
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
+    if "kd" in config.objectives:
+        named = training_flags(config, "kd", 0)["teacher"]
+        teachers = map(str, named if isinstance(named, list) else [named])
+        yield ["teacher of kd", " + ".join(Path(name).name if expanded(name).exists() else name for name in teachers)]
     settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
     yield ["student", settings]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
     yield ["training", f"{epochs}{steps:,} steps, seeds {', '.join(map(str, config.seeds))}"]
+    told = {*_SHAPING, *(field.name for field in fields(ReinforcedSettings))}
+    if settings := "; ".join(f"{name} {value}" for name, value in config.train.items() if name in told):
+        yield ["settings", settings]
     clean = report.results[0]
     yield ["evaluated on", f"{clean.set}, {clean.examples:,} images"]
     corrupted = next((result.by_corruption for result in report.results if result.by_corruption), None)

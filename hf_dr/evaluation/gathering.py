@@ -42,11 +42,12 @@ _NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second", 
 _TOLD_LATER = (
     "weight_decay", "momentum", "nesterov", "max_grad_norm", "lr_scheduler_kwargs", "warmup_epochs", "warmup_steps",
     "decay_biases_and_norms", "ema_decay", "lr_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args",
+    "mixed_precision",
 )  # fmt: skip
 
 Evaluations = dict[str, dict[str, Any]]
 """Set, or `<set>, corrupted` -> metrics: shares, but nll and brier; `errors` by corruption. Of two sets of one name the second
-is `<set> (<dataset>)`."""
+is `<set> (<dataset>:<split>)`."""
 
 
 @dataclass(frozen=True)

@@ -98,16 +98,26 @@ class Results:
         # Once for each model: its weights are read.
         evaluations_of = functools.cache(lambda model: self._evaluations(path.parent, model, content))
         for result in content["results"]:
-            end = ", corrupted" if result["corrupted"] else ""
-            keys = (*HOW, *(HOW_CORRUPTED if result["corrupted"] else ()))
             spec = content["sets"][result["set"]]
-            how = {"set": spec, **{key: content["settings"].get(key) for key in keys}}
-            # A second set of the same name is distinguished by its dataset.
-            names = (result["set"] + end, f"{result['set']} ({Path(str(spec.get('dataset'))).name}){end}")
-            name = next((name for name in names if are_alike(self._evaluated.setdefault(name, how), how)), None)
-            where = f"{path}: {result['model']} on {names[0]}"
+            settings = content["settings"]
+            how: dict[str, Any] = {"": {"set": spec, **{key: settings.get(key) for key in HOW}}}
+            if result["corrupted"]:
+                how[", corrupted"] = how[""] | {key: settings.get(key) for key in HOW_CORRUPTED}
+            end = [*how][-1]
+            # A second set of the same name is distinguished by its dataset and split, with and without corruptions.
+            place = ":".join(filter(None, (Path(str(spec.get("dataset"))).name, spec.get("split"))))
+            names = (result["set"], f"{result['set']} ({place})")
+            name = next(
+                (
+                    name + end
+                    for name in names
+                    if all(are_alike(self._evaluated.setdefault(name + key, own), own) for key, own in how.items())
+                ),
+                None,
+            )
+            where = f"{path}: {result['model']} on {names[0]}{end}"
             if name is None:
-                reason = f"`{names[1]}` was evaluated in another way before. Report one of them at a time."
+                reason = f"`{names[1]}{end}` was evaluated in another way before. Report one of them at a time."
                 self.left_out[where] = reason
                 continue
             kept = (*METRICS, CALIBRATED_ECE, "mce", "errors")

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -186,7 +187,15 @@ def kept_settings(args: TrainingArguments) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(args) if field.name not in NOT_COMPARED]
     settings = {name: plain(getattr(args, name)) if chosen or name not in OF_THE_BEST else None for name in names}
     devices = max(1, args.n_gpu)  # of a process
-    return {**settings, "devices": devices, "processes": args.world_size, "device": args.device.type}
+    of_machine = {"devices": devices, "processes": args.world_size, "device": args.device.type}
+    return {**settings, **of_machine, "mixed_precision": mixed_precision(args)}
+
+
+def mixed_precision(args: TrainingArguments) -> str:
+    """Returns what a training computes in, `no` for float32: accelerate's configuration may say it where `bf16` does not."""
+    if args.fp16 or args.bf16:
+        return "fp16" if args.fp16 else "bf16"
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # which Trainer reads, too
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
@@ -303,8 +312,8 @@ def compare_settings(
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
     if found:
         raise ConfigError(
-            f"a run must be resumed with its own settings, but {checkpoint} differs in {in_words(found)}. Restore them, or start "
-            "a new run in another `output_dir`."
+            f"a run must be resumed with its own settings, but {checkpoint} differs in {in_words(found)}. Restore them, or "
+            "start a new run in another `output_dir`."
         )
     if said and loud:
         changes = "; ".join(f"{name}: {values}" for name, values in said.items())

@@ -206,7 +206,7 @@ def config(tmp_path, tiny_folder, tiny_dataset) -> Path:
         "train": {
             "dataset": str(tiny_folder), "student": "timm:test_resnet", "eval_dataset": str(tmp_path / "base.parquet"),
             "eval_split": "train", "eval_strategy": "epoch", "num_train_epochs": 2, "save_strategy": "no",
-            "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,
+            "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "view-order": "random",
         },
         "evaluate": {
             "sets": [f"test={tmp_path / 'base.parquet'}:train"], "corrupt": ["test"], "corruptions": ["fog"],
@@ -227,6 +227,9 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     assert "### Students\n\n| tiny, 2 seeds |" in card
     assert next(line for line in table.splitlines() if line.startswith("| reinforced: gain over erm |")) in card
     out = tmp_path / "out"
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<td>settings</td><td>view_order random</td>" in page
+    assert str(tmp_path) not in page
     first = read_run(out, "erm", 0)
     assert first.steps == 6
     assert [share for share, _ in first.accuracy] == [0.5, 1.0]

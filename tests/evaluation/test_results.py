@@ -503,16 +503,32 @@ def test_sets_of_one_name_are_told_apart_and_contradictions_listed(trained):
         edit(trained / name / "evaluation.json", change)
     results = gather([trained])
     (erm, _) = results.of(results.settings[0], "erm")
-    assert erm.evaluations["test (away)"] == erm.evaluations["test"]
-    assert "test (away), corrupted" in erm.evaluations
+    assert erm.evaluations["test (away:train)"] == erm.evaluations["test"]
+    assert "test (away:train), corrupted" in erm.evaluations
     reasons = {place.removeprefix(f"{trained}/"): reason for place, reason in results.left_out.items()}
-    again = "`test (away)` was evaluated in another way before. Report one of them at a time."
+    again = "`test (away:train)` was evaluated in another way before. Report one of them at a time."
     assert reasons.pop("g_fewer/evaluation.json: erm-0 on test") == again
     assert "it was evaluated before, with other results" in reasons.pop(
         "h_contradicting/evaluation.json: erm-0 on test"
     )
     assert "TypeError: the metrics of erm-0 are no numbers. Evaluate again" in reasons.pop("i_damaged/evaluation.json")
     assert all(place.startswith("g_fewer") for place in reasons)
+
+
+def test_corrupted_images_stand_under_the_name_of_their_own_set(trained):
+    """Those of a slice, where another evaluation has measured the whole split and corrupted nothing."""
+    there = trained / "evaluated" / "evaluation.json"
+    edit(there, lambda e: e["settings"].update(models=[f"{name}={trained / 'evaluated' / name}" for name in RUNS[:3]]))
+    (trained / "f_slice").mkdir()
+    shutil.copy(there, trained / "f_slice" / "evaluation.json")
+    edit(
+        trained / "f_slice" / "evaluation.json",
+        lambda e: e["sets"]["test"].update(dataset="far/away", split="test[:9]"),
+    )
+    edit(there, lambda e: e.update(results=[r for r in e["results"] if not r["corrupted"]]))
+    (erm, _) = (results := gather([trained])).of(results.settings[0], "erm")
+    own = "test (away:test[:9])"
+    assert [*erm.evaluations] == ["while training", "test", own, f"{own}, corrupted"]
 
 
 @pytest.fixture(scope="session")

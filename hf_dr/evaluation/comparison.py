@@ -420,14 +420,16 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         ConfigError: The folder holds a run of other settings or of another "+" dataset.
     """
     fingerprint = " ".join(provenance.fingerprint for provenance in _learned_from(flags))
-    made_of = {**{key: str(value) for key, value in by_name(flags).items()}, "fingerprint": fingerprint}
+    # A token is nobody else's, and the run stays the same with the next one.
+    told = {key: str(value) for key, value in by_name(flags).items() if key != "hub_token"}
+    made_of = {**told, "fingerprint": fingerprint}
     note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = by_name(read_object(note, "Remove the folder, or choose another `output_dir`."))
     # The folder may be written otherwise, or have moved. Older notes have settings without effect.
-    but = ["output_dir", *settings_without_effect(str(flags.get("objective", "reinforced")))]
+    but = ["output_dir", "hub_token", *settings_without_effect(str(flags.get("objective", "reinforced")))]
     differing = unlike_names(made_of, there, but=but)
     if differing:
         raise ConfigError(

@@ -516,6 +516,13 @@ def test_a_run_stays_one_where_its_folder_is_written_otherwise_or_has_moved(tmp_
     assert not is_finished(tmp_path / "run", {**flags, "output_dir": tmp_path / "run"})
 
 
+def test_the_note_of_a_run_holds_no_token(tmp_path, tiny_folder):
+    flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0}
+    assert not is_finished(tmp_path / "run", {**flags, "hub-token": "hf_first"})
+    assert "hf_first" not in (tmp_path / "run" / "comparison_run.json").read_text()
+    assert not is_finished(tmp_path / "run", {**flags, "hub_token": "hf_second"})
+
+
 def test_a_run_begun_with_settings_without_effect_goes_on(tmp_path, tiny_folder):
     flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0, "objective": "erm"}
     assert not is_finished(tmp_path / "run", {**flags, "label_weight": 0.5, "tail": "bucket"})

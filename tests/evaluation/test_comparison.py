@@ -373,7 +373,8 @@ def test_a_setting_is_found_by_whatever_name_it_was_given(config, tmp_path):
     epochs = train.pop("num_train_epochs")
     content["train"] = {**train, "epochs": epochs, "lr": 0.1, "label-weight": 0.5}
     given = CompareConfig(**content)
-    assert given.train == {**train, "num_train_epochs": epochs, "learning_rate": 0.1, "label_weight": 0.5}
+    asked = {"num_train_epochs": epochs, "learning_rate": 0.1, "label_weight": 0.5}
+    assert given.train == {**{name.replace("-", "_"): value for name, value in train.items()}, **asked}
     assert "label_weight" not in training_flags(given, "erm", 0)
 
     run = tmp_path / "out" / "erm-0"

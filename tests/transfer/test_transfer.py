@@ -374,7 +374,7 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_pat
         "seed": 42, "epochs": 1.0, "steps": 3, "batch_size": 2, "learning_rate": 0.05, "lr_schedule": "linear",
         "optim": "sgd", "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "max_grad_norm": 1.0, "warmup_steps": 0,
         "lr_scheduler_kwargs": {}, "lr_decay": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
-        "optim_args": None,
+        "optim_args": None, "mixed_precision": "no",
     }  # fmt: skip
     model = Line()
     load_weights(model, tmp_path)

@@ -50,36 +50,41 @@ class Command(NamedTuple):
             them without torch, calls `start_logging` when they are right, and returns the exit status.
         summary: One line of help.
         teaches: Whether a teacher or a student answers many images, which on a CPU is faster with memory that is kept.
+        shared: Whether the processes of a launch share its work; another takes one.
     """
 
     module: str
     summary: str
     teaches: bool = False
+    shared: bool = False
 
 
 COMMANDS = {
     "quickstart": Command(
         "quickstart", 'Makes a teacher, a "+" dataset, a student and a report from a folder of photos.', teaches=True
     ),
-    "teach": Command("teach", "Fine-tunes a classifier on a dataset, to be its teacher."),
-    "reinforce": Command("make", "Reinforces a dataset.", teaches=True),
+    "teach": Command("teach", "Fine-tunes a classifier on a dataset, to be its teacher.", shared=True),
+    "reinforce": Command("make", "Reinforces a dataset.", teaches=True, shared=True),
     "extend": Command(
         "make",
         'Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored.',
         teaches=True,
+        shared=True,
     ),
     "calibrate": Command(
         "make", "Finds the temperature at which a teacher's probabilities fit held-out labels.", teaches=True
     ),
-    "train": Command("teach", 'Trains a student on a "+" dataset.'),
-    "detect": Command("transfer", "Trains and evaluates an object detector on a student's backbone."),
-    "segment": Command("transfer", "Trains and evaluates a semantic segmenter on a student's backbone."),
-    "compare": Command("evaluate", "Trains one student by several objectives and seeds, and compares the results."),
+    "train": Command("teach", 'Trains a student on a "+" dataset.', shared=True),
+    "detect": Command("transfer", "Trains and evaluates an object detector on a student's backbone.", shared=True),
+    "segment": Command("transfer", "Trains and evaluates a semantic segmenter on a student's backbone.", shared=True),
+    "compare": Command(
+        "evaluate", "Trains one student by several objectives and seeds, and compares the results.", shared=True
+    ),
     "verify": Command("make", 'Replays sampled rows of a "+" dataset and compares them with what is stored.'),
     "inspect": Command(
         "make", 'Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet.'
     ),
-    "push": Command("push", 'Pushes a "+" dataset or a trained student to the Hub.'),
+    "push": Command("push", 'Pushes a "+" dataset or a trained student to the Hub.', shared=True),
     "evaluate": Command("evaluate", "Evaluates checkpoints: accuracy, calibration, robustness.", teaches=True),
     "report": Command("evaluate", "Gathers many runs and evaluations into tables and plots."),
     "recipes": Command("recipes", "Lists, shows or copies the recipes in the package."),
@@ -96,6 +101,10 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
 
     def run() -> int:
         _check_paths(argv)
+        if not COMMANDS[command].shared and _num_processes() > 1:
+            from hf_dr.processes import refuse_several
+
+            refuse_several(command)
         module = importlib.import_module(f"hf_dr.cli.{COMMANDS[command].module}")
         status: int = getattr(module, f"{command.replace('-', '_')}_command")(argv, prog)
         return status
@@ -152,8 +161,13 @@ def _check_paths(words: Sequence[str]) -> None:
 
 def _tell(message: str) -> None:
     """Prints an error; one of several processes with its rank, because each has its own."""
-    rank = f"[rank {os.environ.get('RANK')}] " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
+    rank = f"[rank {os.environ.get('RANK')}] " if _num_processes() > 1 else ""
     print(f"{rank}error: {message}", file=sys.stderr)
+
+
+def _num_processes() -> int:
+    """Returns how many processes a launcher such as accelerate says that it has started."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def _nobody_reads() -> bool:

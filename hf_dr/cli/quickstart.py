@@ -91,10 +91,8 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
     start_logging()
-    from hf_dr.processes import refuse_several
     from hf_dr.store.json_files import read_object  # imports pydantic, which reading the arguments does not need
 
-    refuse_several("quickstart")
     finished = read_object(done, _AGAIN) if done.exists() else {}
     images = {_IMAGES: hashes_of(dataset, chosen.files_from)}
     if "compare" not in finished:

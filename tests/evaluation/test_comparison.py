@@ -18,6 +18,7 @@ import yaml
 from samples import one_pixel_off
 from scipy import stats
 
+from hf_dr.cli.launch import COMMANDS
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation import comparison
@@ -492,13 +493,12 @@ def test_two_processes_train_together_and_one_compares(tiny_folder, tiny_dataset
     children.run(compare_together, *given, two=True, log=tmp_path / "log")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "quickstart"])
-def test_one_process_is_enough_for_the_others(command, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(
-        "hf_dr.processes.process_state", lambda: SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
-    )
-    words = {"evaluate": ["x", "--sets", "a=b"], "quickstart": [str(tmp_path / "photos")]}[command]
-    assert main([command, *words, "--output_dir", str(tmp_path / "out")]) == 2
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if not command.shared])
+def test_one_process_is_enough_for_the_others(command, monkeypatch, capsys):
+    state = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr("hf_dr.processes.process_state", lambda: state)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "photos"]) == 2
     assert f"`{command}` takes one process, got 2. Leave accelerate out." in capsys.readouterr().err
 
 

@@ -356,4 +356,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(one) for one in value]
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return re.sub(
+        r" at 0x[0-9a-fA-F]+", "", str(value)
+    )  # where a function is in memory, which each process says otherwise

@@ -25,6 +25,7 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.calibrating import Calibration, calibrate
 from hf_dr.training.callbacks import WeightAverage
+from hf_dr.training.checkpoints import plain
 from hf_dr.training.checks import as_evaluation, check_no_path, check_one, is_undecoded
 from hf_dr.training.device_views import with_made_views
 from hf_dr.training.evaluated import names_of_metrics
@@ -69,7 +70,10 @@ class StudentTrainer(ResumableTrainer):
         model = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
-        self._model_summary = _summary(model)  # before any wrapper changes its class
+        # Before any wrapper changes its class; a search drops the model between its trials, in the first process alone.
+        self._model_summary = _summary(model)
+        # What timm was given to build it; nothing is {}, as it is saved.
+        self._model_args = plain(model.config.model_args or {}) if is_timm(model) else None
         if self.processing_class is self._found_processor and self._reinforced is not None:
             self._found_processor = processor_of(model, self._reinforced.size, self._normalization)
             self.processing_class = self.callback_handler.processing_class = self._found_processor

@@ -352,8 +352,7 @@ class ReinforcedTrainer(StudentTrainer):
             "num_epochs": self._num_epochs,
             "view_difficulty": args.view_difficulty if self._num_epochs is not None else None,
             "model": self._model_summary,
-            # What timm was given to build it; nothing is {}, as it is saved.
-            "model_args": plain(self.model.config.model_args or {}) if is_timm(self.model) else None,
+            "model_args": self._model_args,
             "normalization": plain([seen.mean, seen.std, seen.bgr]),
             "online_teacher": self._online_teacher,
             **{name: getattr(args, name) for name in _KEPT},

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,7 @@ from hf_dr.training.checkpoints import (
     kept_settings,
     last_checkpoint,
     load_renamed,
+    plain,
     read_settings,
 )
 from hf_dr.training.resumable import LOCK_FILE
@@ -468,6 +470,13 @@ def test_a_precision_that_accelerates_own_configuration_says_is_compared(two_epo
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ConfigError, match="differs in mixed_precision: no there, bf16 here"):
         compare_settings(two_epochs / f"checkpoint-{STEPS}", {}, {}, args, loud=False)
+
+
+def test_a_function_is_kept_by_its_name():
+    """Such as the `context_fn` of `gradient_checkpointing_kwargs`, which lies elsewhere in the memory of each process."""
+    one, two = ({"context_fn": partial(test_a_function_is_kept_by_its_name, object())} for _ in range(2))
+    assert str(one) != str(two)
+    assert plain(one) == plain(two)
 
 
 def test_what_a_later_version_tells_of_its_data_is_no_difference():

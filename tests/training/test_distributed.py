@@ -154,6 +154,8 @@ def evaluate_together(plus: str, out: str) -> None:
     trainer.args.label_weight = 0.5 * rank
     unlike = refusal(trainer, None)
     trainer.args.label_weight = 0.0
+    if rank == 0:
+        trainer.model = None  # as transformers' search leaves it after each trial
     alike = refusal(trainer, None)
     kept = [*norm.running_mean.tolist(), *average.running_mean.tolist()]
     refusals = {"message": message, "unlike": unlike, "alike": alike}

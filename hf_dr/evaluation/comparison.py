@@ -396,8 +396,7 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
     if "kd" in config.objectives:
         named = training_flags(config, "kd", 0)["teacher"]
-        teachers = map(str, named if isinstance(named, list) else [named])
-        yield ["teacher of kd", " + ".join(Path(name).name if expanded(name).exists() else name for name in teachers)]
+        yield ["teacher of kd", " + ".join(map(_placeless, named if isinstance(named, list) else [named]))]
     settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
     yield ["student", settings]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
@@ -411,6 +410,14 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
     if corrupted:
         severities = ", ".join(map(str, sorted(next(iter(corrupted.values())))))
         yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {severities}"]
+
+
+def _placeless(model: str | Path) -> str:
+    """Returns what a page calls a model: the folder or file alone where it is of this machine."""
+    architecture, at, file = str(model).partition("@")
+    if architecture.startswith("timm:"):
+        return f"{architecture}{at}{Path(file).name}"
+    return Path(model).name if expanded(model).exists() else str(model)
 
 
 def is_finished(run: Path, flags: dict[str, Any]) -> bool:

@@ -339,6 +339,19 @@ def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config
     assert "`calibrate_split` must have other images than the set `test`, but 1 of its 7" in capsys.readouterr().err
 
 
+def test_the_page_tells_no_place_of_a_teacher_in_memory(config, tmp_path):
+    content = yaml.safe_load(config.read_text()) | {"objectives": ["kd"]}
+    (tmp_path / "large").mkdir()
+    named = [
+        str(tmp_path / "large"),
+        f"timm:resnet18@{tmp_path / 'r18.safetensors'}",
+        "timm/resnet18.a1_in1k",
+        "me/net@v1",
+    ]
+    facts = dict(comparison._facts(CompareConfig(**content, teacher=named), 1, made_up().report))
+    assert facts["teacher of kd"] == "large + timm:resnet18@r18.safetensors + timm/resnet18.a1_in1k + me/net@v1"
+
+
 def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
     content = yaml.safe_load(config.read_text())
     content["train"] |= {"teacher": ["t"], "teacher_classes": "c", "reinforced_probability": 0.5, "tail": "zero"}
@@ -372,10 +385,10 @@ def test_a_setting_is_found_by_whatever_name_it_was_given(config, tmp_path):
     content = yaml.safe_load(config.read_text())
     train = content["train"]
     epochs = train.pop("num_train_epochs")
-    content["train"] = {**train, "epochs": epochs, "lr": 0.1, "label-weight": 0.5}
+    order = {"view_order": train.pop("view-order")}
+    content["train"] = {**train, "epochs": epochs, "lr": 0.1, "label-weight": 0.5, "view-order": order["view_order"]}
     given = CompareConfig(**content)
-    asked = {"num_train_epochs": epochs, "learning_rate": 0.1, "label_weight": 0.5}
-    assert given.train == {**{name.replace("-", "_"): value for name, value in train.items()}, **asked}
+    assert given.train == {**train, **order, "num_train_epochs": epochs, "learning_rate": 0.1, "label_weight": 0.5}
     assert "label_weight" not in training_flags(given, "erm", 0)
 
     run = tmp_path / "out" / "erm-0"

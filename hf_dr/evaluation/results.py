@@ -101,9 +101,10 @@ class Results:
             spec = content["sets"][result["set"]]
             settings = content["settings"]
             how: dict[str, Any] = {"": {"set": spec, **{key: settings.get(key) for key in HOW}}}
+            end = ""
             if result["corrupted"]:
-                how[", corrupted"] = how[""] | {key: settings.get(key) for key in HOW_CORRUPTED}
-            end = [*how][-1]
+                end = ", corrupted"
+                how[end] = how[""] | {key: settings.get(key) for key in HOW_CORRUPTED}
             # A second set of the same name is distinguished by its dataset and split, with and without corruptions.
             place = ":".join(filter(None, (Path(str(spec.get("dataset"))).name, spec.get("split"))))
             names = (result["set"], f"{result['set']} ({place})")

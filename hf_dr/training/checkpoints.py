@@ -358,6 +358,5 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    return re.sub(
-        r" at 0x[0-9a-fA-F]+", "", str(value)
-    )  # where a function is in memory, which each process says otherwise
+    # Without the place of a function in memory, which is another in each process.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))

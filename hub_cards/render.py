@@ -69,7 +69,7 @@ def planned(recipe: Path, name: str, *flags: str) -> Provenance:
         shard_size=0,
         num_rows=0,
         image_column="",
-        label_column=None,
+        label_column=config.label_column or "label",  # as a run finds it
         on_bad_image=config.on_bad_image,
         library_versions={},
         created_with="",

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -188,14 +187,8 @@ def kept_settings(args: TrainingArguments) -> dict[str, Any]:
     settings = {name: plain(getattr(args, name)) if chosen or name not in OF_THE_BEST else None for name in names}
     devices = max(1, args.n_gpu)  # of a process
     of_machine = {"devices": devices, "processes": args.world_size, "device": args.device.type}
-    return {**settings, **of_machine, "mixed_precision": mixed_precision(args)}
-
-
-def mixed_precision(args: TrainingArguments) -> str:
-    """Returns what a training computes in, `no` for float32: accelerate's configuration may say it where `bf16` does not."""
-    if args.fp16 or args.bf16:
-        return "fp16" if args.fp16 else "bf16"
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()  # which Trainer reads, too
+    # Which accelerate's configuration may say where `bf16` and `fp16` do not.
+    return {**settings, **of_machine, "mixed_precision": args.mixed_precision}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:

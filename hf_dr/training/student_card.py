@@ -30,7 +30,7 @@ from hf_dr.teacher.architectures import ADDED
 from hf_dr.teacher.folds import fold_in_config
 from hf_dr.text import code, inline, markdown_table
 from hf_dr.training.calibrating import Calibration
-from hf_dr.training.checkpoints import mixed_precision, plain
+from hf_dr.training.checkpoints import plain
 from hf_dr.training.student_inputs import is_timm
 
 STUDENT_FILE = "student.json"
@@ -194,7 +194,7 @@ def optimization(args: Any) -> dict[str, Any]:
         **momentum,
         "max_grad_norm": args.max_grad_norm,
         "lr_scheduler_kwargs": plain(args.lr_scheduler_kwargs or {}),
-        "mixed_precision": mixed_precision(args),
+        "mixed_precision": args.mixed_precision,
     }
 
 

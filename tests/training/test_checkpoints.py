@@ -466,8 +466,8 @@ def test_another_number_of_processes_evaluates_but_does_not_train(two_epochs, tm
 
 def test_a_precision_that_accelerates_own_configuration_says_is_compared(two_epochs, tmp_path, monkeypatch):
     """`mixed_precision: bf16` there makes Trainer compute in bfloat16, though `bf16` is False."""
-    args = settings_in(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = settings_in(tmp_path)
     with pytest.raises(ConfigError, match="differs in mixed_precision: no there, bf16 here"):
         compare_settings(two_epochs / f"checkpoint-{STEPS}", {}, {}, args, loud=False)
 

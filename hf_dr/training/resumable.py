@@ -129,6 +129,8 @@ class ResumableTrainer(Trainer):
 
     def _check_alike(self, checkpoint: str | None) -> None:
         """Refuses processes that would go on at different steps, or train on other data or with other settings."""
+        if self.args.world_size == 1:
+            return
         place = "the beginning" if checkpoint is None else Path(checkpoint).name
         processes = gather_object([(place, {**kept_settings(self.args), **(self.run_settings() or {})})])
         places = sorted({place for place, _ in processes})

@@ -397,8 +397,9 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
     if "kd" in config.objectives:
         named = training_flags(config, "kd", 0)["teacher"]
         yield ["teacher of kd", " + ".join(map(_placeless, named if isinstance(named, list) else [named]))]
-    settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
-    yield ["student", settings]
+    student = [_placeless(config.train["student"])] if "student" in config.train else []
+    student += [str(config.train["model_args"])] if "model_args" in config.train else []
+    yield ["student", " ".join(student)]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
     yield ["training", f"{epochs}{steps:,} steps, seeds {', '.join(map(str, config.seeds))}"]
     told = {*_SHAPING, *(field.name for field in fields(ReinforcedSettings))}

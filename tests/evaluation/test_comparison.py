@@ -339,7 +339,7 @@ def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config
     assert "`calibrate_split` must have other images than the set `test`, but 1 of its 7" in capsys.readouterr().err
 
 
-def test_the_page_tells_no_place_of_a_teacher_in_memory(config, tmp_path):
+def test_the_page_tells_no_place_of_a_model(config, tmp_path):
     content = yaml.safe_load(config.read_text()) | {"objectives": ["kd"]}
     (tmp_path / "large").mkdir()
     named = [
@@ -348,7 +348,9 @@ def test_the_page_tells_no_place_of_a_teacher_in_memory(config, tmp_path):
         "timm/resnet18.a1_in1k",
         "me/net@v1",
     ]
+    content["train"] |= {"student": named[0], "model_args": "{}"}
     facts = dict(comparison._facts(CompareConfig(**content, teacher=named), 1, made_up().report))
+    assert facts["student"] == "large {}"
     assert facts["teacher of kd"] == "large + timm:resnet18@r18.safetensors + timm/resnet18.a1_in1k + me/net@v1"
 
 

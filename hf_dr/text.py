@@ -52,6 +52,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns `1 view` or `2,000 views`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(share: float) -> str:
     """Returns `99.99 %` for 0.99996: rounded down, so that only 1 reads as 100.00 %."""
     return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"

@@ -147,6 +147,7 @@ class StudentArguments:
     teacher_classes: str | None = flag("For --objective kd: as for reinforce.", default=None)
     model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
     eval_dataset: str | None = flag("Dataset with images and labels to evaluate on.", default=None)
+    eval_config: str | None = flag("Its configuration, where it has several.", default=None)
     eval_split: str = flag("Its split.", default="test")
     eval_revision: str | None = flag("Its branch, tag or commit on the Hub.", default=None)
     calibrate_split: str | None = flag(
@@ -198,11 +199,12 @@ class StudentArguments:
         check_classes(self.teacher_classes, self.teacher)
 
     def _check_data(self) -> None:
-        if self.calibrate_split is not None and self.eval_dataset is None:
-            raise ConfigError(
-                f"`calibrate_split` must come with the `eval_dataset` of which it is a split, got {self.calibrate_split!r} "
-                "alone. Name both, or leave it out."
-            )
+        for name, part in (("calibrate_split", "split"), ("eval_config", "configuration")):
+            if getattr(self, name) is not None and self.eval_dataset is None:
+                raise ConfigError(
+                    f"`{name}` must come with the `eval_dataset` of which it is a {part}, got {getattr(self, name)!r} alone. "
+                    "Name both, or leave it out."
+                )
         if self.plain and len(self.dataset) + len(self.name) > 2:
             raise ConfigError(
                 f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."

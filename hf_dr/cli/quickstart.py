@@ -45,6 +45,7 @@ class QuickstartArguments:
         "timm:ARCHITECTURE@FILE.safetensors to fine-tune; timm:ARCHITECTURE for fresh weights.",
         default="timm/mobilenetv3_large_100.ra_in1k",
     )
+    dataset_config: str | None = flag("Configuration of the dataset, where it has several.", default=None)
     files_from: list[str] = flag(FILES_FROM_HELP, default=[], metavar="DIR")
     size: int = flag("Side in pixels of the views.", default=224, type=Whole(1))
     num_views: int | None = flag(
@@ -94,7 +95,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.store.json_files import read_object  # imports pydantic, which reading the arguments does not need
 
     finished = read_object(done, _AGAIN) if done.exists() else {}
-    images = {_IMAGES: hashes_of(dataset, chosen.files_from)}
+    images = {_IMAGES: hashes_of(dataset, chosen.dataset_config, chosen.files_from)}
     if "compare" not in finished:
         from hf_dr.training.students import build_student
 
@@ -152,14 +153,14 @@ def _steps(
     files = ["--files_from", *chosen.files_from] if chosen.files_from else []
     dropped = ["--dataloader_drop_last"] if chosen.dataloader_drop_last else []
     training = [*size, *epochs, *dropped, "--output_dir", str(teacher)]
-    yield "teach", [dataset, *files, "--model", chosen.teacher, *training], images
+    yield "teach", [dataset, *_config_flag(chosen.dataset_config), *files, "--model", chosen.teacher, *training], images
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
     views = [*size, "--num_views", num_views]
     asked = ["--teacher", str(teacher), *temperature_flag(learned)]
-    base = [learned["dataset"], *files, "--split", learned["split"]]
+    base = [learned["dataset"], *_config_flag(learned.get("dataset_config")), *files, "--split", learned["split"]]
     yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], {}
     yield "inspect", [str(plus), "--save"], {}
     config = out / "compare.yaml"
@@ -168,10 +169,15 @@ def _steps(
     yield "compare", ["--config", str(config)], settings
 
 
+def _config_flag(name: str | None) -> list[str]:
+    return [] if name is None else ["--dataset_config", name]
+
+
 def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any], out: Path) -> dict[str, Any]:
     """Returns the settings of `hf-dr compare`: the students train as the teacher did."""
     trainer = {key: value for key, value in read_yaml(own_recipes() / "teach.yaml").items() if key != "augmentation"}
-    place = {"eval_dataset": learned["dataset"], "eval_split": learned["eval_split"]}
+    dataset, config, split = (learned.get(key) for key in ("dataset", "dataset_config", "eval_split"))
+    named = {} if config is None else {"eval_config": config}
     files = {"files_from": chosen.files_from} if chosen.files_from else {}
     dropped = {"dataloader_drop_last": True} if chosen.dataloader_drop_last else {}
     return {
@@ -184,7 +190,9 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
         "train": {
             "dataset": str(out / "plus"),
             "student": chosen.student,
-            **place,
+            "eval_dataset": dataset,
+            **named,
+            "eval_split": split,
             **files,
             **trainer,
             **dropped,
@@ -192,7 +200,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
             "label_weight": _LABEL_WEIGHT,
         },
         "evaluate": {
-            "sets": [f"held_out={place['eval_dataset']}:{place['eval_split']}"],
+            "sets": [f"held_out={dataset}:{split}" + ("" if config is None else f",config={config}")],
             **files,
             "corrupt": ["held_out"],
             "corruptions": list(_CORRUPTIONS),

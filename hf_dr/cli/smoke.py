@@ -278,7 +278,8 @@ class Rehearsal:
             split = settings.get("eval_split") or StudentArguments.eval_split
             whole = split.partition("[")[0]
             changed |= {"calibrate_split": f"{whole}[:{ROWS // 2}]", "eval_split": f"{whole}{_TESTED}"}
-        changed |= {name: None for name in ("revision", "base_revision", "eval_revision") if settings.get(name)}
+        of_hub = ("revision", "base_revision", "eval_revision", "eval_config")
+        changed |= {name: None for name in of_hub if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))
         if not plain:

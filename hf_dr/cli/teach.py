@@ -140,12 +140,14 @@ class Taught:
         dataset: Hub id or folder of the images: where some had to be held out, the folder in `output_dir` that has both parts.
         split: The images that were learned, which are to be reinforced.
         eval_split: Those that were held out.
+        dataset_config: The configuration of the dataset; None where none was named, or in that folder.
     """
 
     teacher: Teacher
     dataset: str
     split: str
     eval_split: str
+    dataset_config: str | None = None
 
 
 def teach(
@@ -169,7 +171,8 @@ def teach(
             were left out.
 
     Returns:
-        The `teacher`, calibrated; the `dataset` and `split` that it learned; and the `eval_split` that was held out.
+        The `teacher`, calibrated; the `dataset`, its `dataset_config` and the `split` that it learned; and the `eval_split`
+        that was held out.
 
     Raises:
         HfDrError: A setting is unknown or impossible, or the images cannot be used.
@@ -193,7 +196,7 @@ def teach(
     process_state().wait_for_everyone()  # process 0 writes
     temperature = 1.0 if fit is None or fit.folded else fit.temperature
     teacher = Teacher.from_pretrained(str(args.output_dir), temperature=temperature)
-    return Taught(teacher, student.dataset[0], str(student.split), str(student.eval_split))
+    return Taught(teacher, student.dataset[0], str(student.split), str(student.eval_split), student.eval_config)
 
 
 def teach_command(argv: Sequence[str], prog: str) -> int:
@@ -212,7 +215,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
         views += as_arguments({} if teaching.size is None else {"size": teaching.size})
         more = [] if fit is None else temperature_flag(asdict(fit))
         # Of a dataset that was divided, only the columns are as before.
-        read = {"dataset_config": student.name, **{name: getattr(student, name) for name in _ALSO_OF_REINFORCE}}
+        read = {"dataset_config": student.eval_config, **{name: getattr(student, name) for name in _ALSO_OF_REINFORCE}}
         place = [student.dataset[0], *as_arguments({name: value for name, value in read.items() if value})]
         words = [*place, "--split", str(student.split), "--teacher", str(args.output_dir), *views, *more]
         print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *words, '--output_dir', 'PLUS'])}", flush=True)
@@ -285,7 +288,12 @@ def _teach(
         finish_training(trainer, card)
         assert fit is not None
         if trainer.is_world_process_zero():
-            place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
+            place = {
+                "dataset": student.dataset[0],
+                "dataset_config": student.eval_config,
+                "split": student.split,
+                "eval_split": student.eval_split,
+            }
             write_json(Path(args.output_dir) / TEACHER_FILE, {**asdict(fit), **place})
             print(fit.told(student.eval_split, "pass it to reinforce as --teacher_temperature"), flush=True)
     return fit
@@ -338,6 +346,7 @@ def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: in
         image_column=teaching.image_column,
         label_column=teaching.label_column,
         eval_dataset=name,
+        eval_config=config,
         eval_split=eval_split,
         eval_revision=where["revision"],
         **where,
@@ -365,13 +374,13 @@ def _held_out_split(name: str, config: str | None = None, revision: str | None =
     return next((split for split in _HELD_OUT_SPLITS if split in known), None)
 
 
-def hashes_of(name: str, files_from: Sequence[str] = ()) -> list[str]:
+def hashes_of(name: str, config: str | None = None, files_from: Sequence[str] = ()) -> list[str]:
     """Returns a hash of the images and labels of each split by which a teacher is made and measured, unless told otherwise."""
     from hf_dr.store.base_dataset import load_base, whole_hash
     from hf_dr.store.labels import labelled_columns
 
     hashes = []
-    for split in filter(None, (TeachArguments.split, _held_out_split(name))):
-        dataset, _ = load_base(name, split=split, files_from=files_from)
+    for split in filter(None, (TeachArguments.split, _held_out_split(name, config))):
+        dataset, _ = load_base(name, config, split=split, files_from=files_from)
         hashes.append(whole_hash(dataset, *labelled_columns(dataset, _LEARNS_FROM, name)))
     return hashes

@@ -137,9 +137,15 @@ def _evaluation_split(
     """
     assert student.eval_dataset is not None
     split = getattr(student, setting)
-    where = f"`eval_dataset` and `{setting}`"
     loaded, described = load_base(
-        student.eval_dataset, split=split, revision=student.eval_revision, files_from=student.files_from, where=where
+        student.eval_dataset,
+        student.eval_config,
+        split=split,
+        revision=student.eval_revision,
+        files_from=student.files_from,
+        where=f"`eval_dataset`, `eval_config` and `{setting}`"
+        if student.eval_config
+        else f"`eval_dataset` and `{setting}`",
     )
     images = evaluation_images(loaded, data, shown, name=setting.replace("eval_split", "eval_dataset"))
     check_rows(argv, student.eval_dataset, split, len(images))
@@ -282,12 +288,13 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
     }
 
 
-def _epoch_in(results: Path) -> Any:
-    """Returns how long the training was whose metrics a file holds; None if it holds none."""
+def _metrics_in(results: Path) -> dict[str, Any]:
+    """Returns the metrics that a file holds; none where a full disk left it in pieces, in versions before this one."""
     try:
-        return json.loads(results.read_text(encoding="utf-8"))["epoch"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+        found = json.loads(results.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def run_training(
@@ -318,9 +325,9 @@ def run_training(
 
 def _save_trained(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput, *, trained: bool) -> None:
     """Saves the model and what its training took; one that was finished before, so that no step was `trained`, keeps that."""
-    written = Path(str(trainer.args.output_dir), "train_results.json")
-    if trained or _epoch_in(written) != result.metrics["epoch"]:
-        _save_metrics(trainer, "train", result.metrics)
+    before = _metrics_in(Path(str(trainer.args.output_dir), "train_results.json"))
+    kept = not trained and before.get("epoch") == result.metrics["epoch"]
+    _save_metrics(trainer, "train", before if kept else result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card
 
 
@@ -333,17 +340,10 @@ def _evaluate(trainer: ReinforcedTrainer | TransferTrainer) -> None:
 
 
 def _save_metrics(trainer: ReinforcedTrainer | TransferTrainer, split: str, metrics: dict[str, float]) -> None:
-    """Logs metrics and saves them, each file whole: first all metrics, because those of a `split` tell that it is done.
-
-    What a full disk has left of a file, in versions before this one, is written again.
-    """
+    """Logs metrics and saves them, each file whole: first all metrics, because those of a `split` tell that it is done."""
     if not trainer.is_world_process_zero():
         return
     trainer.log_metrics(split, metrics)
     path = Path(str(trainer.args.output_dir), "all_results.json")
-    try:
-        others = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        others = {}
-    write_json(path, dict(sorted({**others, **metrics}.items())))
+    write_json(path, dict(sorted({**_metrics_in(path), **metrics}.items())))
     write_json(path.with_name(f"{split}_results.json"), dict(sorted(metrics.items())))

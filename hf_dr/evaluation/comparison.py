@@ -40,7 +40,7 @@ from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
 from hf_dr.teacher.signals import described
-from hf_dr.text import inline, markdown_table
+from hf_dr.text import counted, inline, markdown_table
 from hf_dr.training.calibrating import check_other_images
 from hf_dr.training.losses import check_label_weight
 from hf_dr.training.reinforced_settings import ReinforcedSettings, settings_without_effect
@@ -141,7 +141,7 @@ class Comparison:
 
     @property
     def _seeds(self) -> str:
-        return f"{self._num_seeds} seed{'s' if self._num_seeds > 1 else ''}"
+        return counted(self._num_seeds, "seed")
 
     def _gains_by_image(self, objective: str) -> np.ndarray:
         """Returns (S, B): 1 where only the objective's model is right on an image, -1 where only plain training's, else 0."""
@@ -185,7 +185,7 @@ class Comparison:
                 found = f"{'more' if low > 0 else 'less'} accurate."
             told.append(
                 f"{name} gains {gain:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to {high:+.1f} by "
-                f"{images:,} images and {self._seeds}: {found}"
+                f"{counted(images, 'image')} and {self._seeds}: {found}"
             )
         return told
 
@@ -353,8 +353,8 @@ def _check_calibration(train: dict[str, Any], tested: Images) -> None:
     """Refuses to calibrate students by images on which they are compared."""
     name, split = (train.get(key) for key in ("eval_dataset", "calibrate_split"))
     if name and split:
-        files_from = train.get("files_from") or []
-        dataset, _ = load_base(name, split=split, revision=train.get("eval_revision"), files_from=files_from)
+        revision, files_from = train.get("eval_revision"), train.get("files_from") or []
+        dataset, _ = load_base(name, train.get("eval_config"), split=split, revision=revision, files_from=files_from)
         columns = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         for column in columns:  # the trainings know which of several it is
             images = undecoded_images(dataset, column)
@@ -391,8 +391,11 @@ _SHAPING = ("batch_size", "learning_rate", "optim", "weight_decay", "calibrate_s
 def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[str]]:
     """Yields what the page says of data, teacher, student, training of so many steps, and evaluation."""
     for p in _learned_from(config.train):
-        answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
-        yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.base_split}; {answers}"]
+        answers = f"{counted(p.num_views, 'view')} of each, {described(p.signal, p.top_k, p.num_classes)}"
+        yield [
+            "data",
+            f"{counted(p.num_rows, 'image')} of {p.base.get('id') or 'a base dataset'}, {p.base_split}; {answers}",
+        ]
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
     if "kd" in config.objectives:
         named = training_flags(config, "kd", 0)["teacher"]
@@ -406,7 +409,7 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
     if settings := "; ".join(f"{name} {value}" for name, value in config.train.items() if name in told):
         yield ["settings", settings]
     clean = report.results[0]
-    yield ["evaluated on", f"{clean.set}, {clean.examples:,} images"]
+    yield ["evaluated on", f"{clean.set}, {counted(clean.examples, 'image')}"]
     corrupted = next((result.by_corruption for result in report.results if result.by_corruption), None)
     if corrupted:
         severities = ", ".join(map(str, sorted(next(iter(corrupted.values())))))

@@ -22,7 +22,7 @@ from hf_dr.replay.loading import opened
 from hf_dr.settings import Place, check_count
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
-from hf_dr.text import fonts_for, shown_text
+from hf_dr.text import counted, fonts_for, shown_text
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Params
 from hf_dr.views.ops.colour import OPERATIONS
@@ -143,7 +143,7 @@ class _Sheet:
         self._text(_title(self.plus), _MARGIN, 0.17, room=room, size=9.5, weight="bold")
         kept = described(p.signal, p.top_k, p.num_classes)
         ops = ", ".join(name for item in p.augmentation for name in item)
-        detail = f"{p.num_views} views of each of {p.num_rows:,} images · {kept} · {ops}"
+        detail = f"{counted(p.num_views, 'view')} of each of {counted(p.num_rows, 'image')} · {kept} · {ops}"
         self._text(detail, _MARGIN, 0.33, room=self._width - 2 * _MARGIN, colour=_FAINT)
 
     def _draw_legend(self) -> float:

@@ -46,7 +46,7 @@ from hf_dr.store.json_files import read_object, validated
 from hf_dr.store.named_files import as_table
 from hf_dr.store.shards import check_all_digests, remove_temporaries
 from hf_dr.teacher.signals import IMAGE_TAIL
-from hf_dr.text import format_bytes, inline, progress_bar, two_columns
+from hf_dr.text import counted, format_bytes, inline, progress_bar, two_columns
 from hf_dr.views.images import decode_with
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class WebDatasetExport:
         seconds = (time.monotonic() - began) / len(sampled_rows(count)) * count
         free = self._check_space(count * bytes_of_one)
         lines = [
-            ("examples", f"{count:,}, each with {self._plus.provenance.num_views} views"),
+            ("examples", f"{count:,}, each with {counted(self._plus.provenance.num_views, 'view')}"),
             ("shards", f"{len(self._rows):,} of {self._written.shard_size:,} examples"),
             ("bytes", f"{format_bytes(count * bytes_of_one)}, {format_bytes(free)} are free"),
             ("hours", shown_hours(seconds / 3600)),

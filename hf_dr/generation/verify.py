@@ -28,7 +28,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
-from hf_dr.text import percent, progress_bar
+from hf_dr.text import counted, percent, progress_bar
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
@@ -103,7 +103,7 @@ class VerifyReport:
         lines = []
         if self.num_shards_read:
             lines.append(("shards as written", f"{self.num_shards_read:,}, all of them read", ""))
-        lines.append(("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", ""))
+        lines.append(("rows replayed", f"{self.num_rows:,} with {counted(self.num_views, 'view')} each", ""))
         if self.bit_equal is None:
             lines.append(("rows equal bit for bit", "unknown", "the dataset holds no hash of what the teacher saw"))
         else:

@@ -30,7 +30,7 @@ from hf_dr.store.readme import Data
 from hf_dr.store.schema import LICENSES, PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
-from hf_dr.text import code, format_bytes, inline, is_commit, is_hub_id, markdown_table, percent, shown_text
+from hf_dr.text import code, counted, format_bytes, inline, is_commit, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
 
 logger = logging.getLogger(__name__)
@@ -349,7 +349,7 @@ def _what_it_is(config: CardConfig) -> str:
     kept = f"the teacher's {about.top_k} most probable{classes} classes"
     if about.signal == SAMPLED:
         kept = f"{about.top_k}{classes} classes, drawn so that the stored answer is the teacher's on average"
-    text = f"{about.num_views:,} views of {rows} of {base}, split {code(about.base_split)}, each with {kept}."
+    text = f"{counted(about.num_views, 'view')} of {rows} of {base}, split {code(about.base_split)}, each with {kept}."
     if about.signal == IMAGE_TAIL:
         text += " Each example also has the most probable classes of the mean over its views, which shapes the rest."
     if config.is_planned:
@@ -517,7 +517,7 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
 
 def _verification(found: Verification) -> str:
     rows = [
-        ("Rows replayed", f"{found.num_rows:,} with {found.num_views:,} views each"),
+        ("Rows replayed", f"{found.num_rows:,} with {counted(found.num_views, 'view')} each"),
         ("Equal bit for bit", "unknown" if found.bit_equal is None else percent(found.bit_equal)),
     ]
     if found.kl_mean is None or found.kl_max is None or found.top1_agreement is None:

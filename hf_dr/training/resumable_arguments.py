@@ -73,6 +73,11 @@ class ResumableArguments(TrainingArguments):
             if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
                 PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
             super().__post_init__()
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise ConfigError(
+                "float16 (`fp16`, or accelerate's `mixed_precision`) needs an accelerator, found the CPU, on which accelerate "
+                "would compute in float32. Set `bf16`, or leave it out."
+            )
         if self.batch_size is not None:
             self._divide(self.batch_size)
 

@@ -4,12 +4,14 @@ import json
 import shlex
 import shutil
 
+import datasets
 import pytest
 import yaml
 
 from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
 from hf_dr.cli.yaml_files import read_yaml
+from hf_dr.store.provenance import Provenance, find_config
 
 STEPS = ["teach", "reinforce", "inspect", "compare"]
 TINY = ["--teacher", "timm:test_resnet", "--student", "timm:test_resnet", "--size", "24", "--num_train_epochs", "1"]
@@ -211,3 +213,28 @@ def test_a_wrong_student_is_refused_before_the_teacher_is_trained(recorded, phot
 def test_refusals(words, message, capsys):
     assert main(["quickstart", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_dataset_with_several_configurations(photos, tmp_path):
+    whole = datasets.load_dataset(str(photos), split="train").shuffle(0)
+    folder = tmp_path / "photos"
+    for name, held_out in (("a", 3), ("b", 5)):
+        (folder / name).mkdir(parents=True)
+        whole.select(range(held_out)).to_parquet(folder / name / "test.parquet")
+        whole.select(range(held_out, 12)).to_parquet(folder / name / "train.parquet")
+    files = [{"split": split, "path": f"{{}}/{split}.parquet"} for split in ("train", "test")]
+    configs = [
+        {"config_name": name, "data_files": [{**file, "path": file["path"].format(name)} for file in files]}
+        for name in ("a", "b")
+    ]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    out = tmp_path / "out"
+    assert quickstart(folder, out, "--dataset_config", "b", "--files_from", str(photos)) == 0
+    assert json.loads((out / "teacher" / "teacher.json").read_text())["num_held_out"] == 5
+    provenance = Provenance.read(find_config(out / "plus"))
+    assert (provenance.base["config"], provenance.num_rows) == ("b", 7)
+    compared = json.loads((out / "comparison" / "comparison.json").read_text())["evaluation"]
+    assert {result["examples"] for result in compared["results"]} == {5}
+    for student in ("erm-0", "reinforced-0"):
+        told = json.loads((out / "comparison" / student / "student.json").read_text())["evaluated_on"]
+        assert (told["config"], told["split"]) == ("b", "test")

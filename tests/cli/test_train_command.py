@@ -155,8 +155,11 @@ def test_running_again_resumes(call, tmp_path, caplog):
 
     results = (out / "train_results.json").read_text()
     assert read(out / "train_results.json")["train_loss"] > 0
+    took = read(out / "all_results.json")["train_runtime"]
+    (out / "all_results.json").unlink()
     assert call() == 0
     assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
+    assert read(out / "all_results.json")["train_runtime"] == took
 
 
 @pytest.mark.parametrize(("at", "objective"), [(2, "reinforced"), (2, "kd"), (STEPS, "erm"), (2 * STEPS, "reinforced")])

@@ -5,8 +5,9 @@
 30 photos of each of ten kinds of fruit, shrunk to 112 pixels on the shorter side. A fifth is held out; EfficientNet-Lite1 is
 fine-tuned on the rest (`hf-dr teach`) and labels it, EfficientNet-Lite0 is fine-tuned on the labels (erm) or on stored answers,
 by the same settings, at 64 pixels. Students are measured on all other photos of these kinds, which are of other shops and
-days. Keys: `<student>_` with `top1`, `nll` and `ece`, means over seeds, and for all but erm the gain over erm in top-1,
-`_top1_gain`, with the bounds of its 95 % interval, `_low` and `_high`: see `hf_dr.evaluation.comparison`. Students:
+days. Keys: `<student>_` with `top1`, `nll` and `ece`, means over seeds, `top1_std`, the standard deviation over seeds, and for
+all but erm the gain over erm in top-1, `_top1_gain`, with the bounds of its 95 % interval, `_low` and `_high`: see
+`hf_dr.evaluation.comparison`. Students:
 
 - erm: a new view in each of 20 epochs.
 - views_8: 8 stored views.
@@ -25,6 +26,7 @@ from typing import Any
 
 import common
 import numpy as np
+import pandas as pd
 
 from hf_dr.cli.launch import launch
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
@@ -32,6 +34,7 @@ from hf_dr.evaluation.comparison import Comparison
 from hf_dr.evaluation.config import EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, Run
 from hf_dr.evaluation.run import run_evaluation
+from hf_dr.evaluation.tables import numbers
 from hf_dr.generation.inspection import inspect
 
 KINDS, OF_EACH, SIDE = 10, 30, 112
@@ -110,7 +113,10 @@ def measured(flags: Any, work: Path, epochs: int) -> dict[str, Any]:
     found |= {"teacher_held_out_top1": held_out["top1"], "teacher_agreement": labels.agreement}
     for name in STUDENTS:
         for metric in ("top1", "nll", "ece"):
-            found[f"{name}_{metric}"] = float(np.mean([by_name[r.name][metric] for r in runs if r.objective == name]))
+            over_seeds = numbers(pd.Series([by_name[r.name][metric] for r in runs if r.objective == name]))
+            found[f"{name}_{metric}"] = over_seeds["mean"]
+            if metric == "top1" and "std" in over_seeds:
+                found[f"{name}_top1_std"] = over_seeds["std"]
         if name != BASELINE:
             low, high = comparison.top1_interval(name)
             found |= {f"{name}_top1_gain": (low + high) / 2, f"{name}_low": low, f"{name}_high": high}

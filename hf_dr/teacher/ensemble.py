@@ -24,6 +24,7 @@ from hf_dr.settings import Real, as_plain, check_kind
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of, member_of, preprocessing_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
+from hf_dr.views.device.overlap import to_device
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -197,7 +198,7 @@ class Teacher:
 
     @torch.inference_mode()
     def _answer(self, views_BCHW: torch.Tensor) -> torch.Tensor:
-        views_BCHW = views_BCHW.to(self.device, non_blocking=True)
+        views_BCHW = to_device(views_BCHW, self.device)
         answers = []
         for member, model, class_ids in zip(self.members, self._models, self._class_ids, strict=True):
             pixels = member.preprocessing(views_BCHW)

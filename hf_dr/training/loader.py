@@ -109,7 +109,9 @@ class ReinforcedLoader:
             # They serve the next iteration, too, after Ctrl-C in a notebook, which goes to all processes of the kernel.
             "worker_init_fn": quiet_worker,
         }
-        on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": True}
+        # Elsewhere a copy must be waited for; see `hf_dr.views.device.overlap.to_device`.
+        waits = self.device.type != "cuda"
+        on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": not waits}
         read: Any = dataset
         collate: Any = collate_rows
         if isinstance(dataset, StreamedReinforcedDataset):

@@ -15,6 +15,8 @@ from transformers import ViTImageProcessor
 
 from hf_dr import ReinforcedLoader, ReinforcedLoss, ReinforcedSampler, build_student, load_reinforced, reinforced_loss
 from hf_dr.errors import ConfigError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from training.helpers import BATCH, MEAN, ROWS, STD, STEPS, VIEWS, Watched, every_view, normalized, pooled, same
 
@@ -166,6 +168,34 @@ def test_the_rule_of_the_tail_follows_the_signal(plain, monkeypatch, signal, tai
     assert ReinforcedLoss(plain).tail == tail
     with pytest.raises(ConfigError, match=f"`tail` must be one of .* for the signal `{signal}`"):
         ReinforcedLoss(plain, tail="image" if signal != IMAGE_TAIL else "other")
+
+
+class Sent(torch.overrides.TorchFunctionMode):
+    """Notes of each tensor that is sent to a device whether nothing waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.unawaited = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.to and isinstance(args[1], torch.device):
+            self.unawaited.append((kwargs or {}).get("non_blocking", False))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_sent_to_anything_but_a_gpu_of_cuda_is_waited_for(tmp_path, plain, tiny_dataset, tiny_teacher):
+    """Apple's MPS would read the host's memory later, and the host what has not arrived."""
+    for where in ("cpu", "device"):
+        with Sent() as sent:
+            batch = next(iter(ReinforcedLoader(plain, BATCH, device="cpu", augment_on=where)))
+        assert sent.unawaited
+        assert not any(sent.unawaited)
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=3, num_workers=0, augment_on="device")
+    with Sent() as sent:
+        tiny_teacher(batch["pixel_values"])
+        reinforce(tiny_dataset, tiny_teacher, plain.augmentation, config)
+    assert len(sent.unawaited) > 1
+    assert not any(sent.unawaited)
 
 
 def test_the_documented_loop_runs_in_two_processes(tmp_path, tiny_folder):

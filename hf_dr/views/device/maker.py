@@ -26,6 +26,7 @@ from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation, ViewMemoryError, perform
 from hf_dr.views.device.hashing import later_hashes
 from hf_dr.views.device.images import Windows, pack, pinned
+from hf_dr.views.device.overlap import to_device
 from hf_dr.views.device.packing import columns, tell
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.device.program import Program
@@ -448,7 +449,7 @@ class _Store:
     def add(self, decoded: Decoded) -> None:
         """Takes a part; parts are numbered as they come."""
         try:
-            self._parts[self._next] = decoded.pixels.to(self._device, non_blocking=True)
+            self._parts[self._next] = to_device(decoded.pixels, self._device)
         except torch.OutOfMemoryError as error:
             raise ViewMemoryError(
                 f"the images of the views that come next must fit into the memory of {self._device}: {error} Lower the batch "

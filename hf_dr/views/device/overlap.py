@@ -20,6 +20,15 @@ def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     return _STREAMS[key]
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a tensor on a device; only a copy to a GPU of CUDA is not waited for.
+
+    Apple's MPS would read a tensor of the host later, when its memory may hold others already (pytorch/pytorch issues 139550
+    and 189690), and the host one of a device before it has arrived.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 class LaterOnHost:
     """Tensors of one device that are copied to the host without waiting, and read later."""
 

@@ -18,7 +18,7 @@ from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import Augmentation, KeyedOp, stored_params
 from hf_dr.views.device.augment import DeviceAugmentation, perform
 from hf_dr.views.device.images import pack, pinned
-from hf_dr.views.device.overlap import side_stream
+from hf_dr.views.device.overlap import side_stream, to_device
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.device.program import Program
 from hf_dr.views.ops.base import Params
@@ -153,7 +153,7 @@ class UndoneBatch:
         return DoneBatch(views_NHWC, done)
 
     def _make(self, device: torch.device) -> torch.Tensor:
-        pixels = self.pixels.to(device, non_blocking=True)
+        pixels = to_device(self.pixels, device)
         return pixels if self.program is None else perform(self.program, [pixels])
 
 

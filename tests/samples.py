@@ -13,6 +13,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from transformers import Trainer
 
@@ -30,6 +31,16 @@ RESUMED_TOGETHER = pytest.mark.skipif(
     'self.args.device.type != "cpu"' not in inspect.getsource(Trainer._load_optimizer_and_scheduler),
     reason="an older transformers cannot resume several processes on a CPU",
 )
+
+
+class WithoutDoubles(torch.Tensor):
+    """Acts as on a device that has no float64, such as Apple's MPS."""
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
 
 
 def one_pixel_off(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -119,7 +119,7 @@ def stored_if_kept(logprobs_BC: torch.Tensor, k: int) -> np.ndarray:
 
 def _normalized(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logarithms and probabilities of the sum 1, float64 on the CPU whatever the teacher's device, and tau, (B,)."""
-    logprobs = logprobs_BC.double().cpu().numpy()
+    logprobs = logprobs_BC.cpu().double().numpy()
     best_B = logprobs.max(axis=1)  # -inf below it is a class without a probability
     if not np.isfinite(best_B).all():
         raise not_finite(best_B)

@@ -94,7 +94,7 @@ def coco_results(
         {"image_id": row, "category_id": category_ids[label - 1], "score": score}
         for label, score in zip(labels, answer["scores"].tolist(), strict=True)
     ]
-    boxes = answer["boxes"].double().cpu().numpy()
+    boxes = answer["boxes"].cpu().double().numpy()  # Apple's MPS has no doubles
     results = {"bbox": [{**each, "bbox": _coco_box(box)} for each, box in zip(common, boxes, strict=True)]}
     if masks:
         encode = coco_library().mask.encode

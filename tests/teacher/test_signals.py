@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import quick
+from samples import WithoutDoubles, quick
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
@@ -102,6 +102,13 @@ def test_equal_classes_are_drawn_once_each(classes: int, k: int, uniform: float)
     ids, values = drawn(logs(np.ones(classes)), k, np.full(3, uniform))
     assert all(len(set(row)) == k for row in ids.tolist())
     np.testing.assert_allclose(values, 1 / k, rtol=1e-12)
+
+
+def test_a_device_without_doubles_gives_the_same() -> None:
+    answers, uniforms = logs([4, 3, 2, 1]).float(), np.array([0.3])
+    there = answers.as_subclass(WithoutDoubles)
+    for found, expected in zip(sample(there, 2, uniforms), sample(answers, 2, uniforms), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_some_equal_classes_above_a_tail() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import quick
+from samples import WithoutDoubles, quick
 from toys import CATEGORY_COLOURS, SIDE, detection_flags, objects_dataset, read_coco, write_coco
 
 from hf_dr.cli.main import main
@@ -500,6 +500,12 @@ def test_perfect_answers_are_perfect(changed):
 def test_wrong_answers_are_wrong(toy, change, box, mask):
     found = measure(read_coco(toy), change)
     assert (found["box_map"], found["mask_map"]) == (pytest.approx(box), pytest.approx(mask))
+
+
+def test_a_device_without_doubles_is_measured(toy):
+    data = read_coco(toy)
+    found = measure(data, lambda answer: {**answer, "boxes": answer["boxes"].as_subclass(WithoutDoubles)})
+    assert found == measure(data)
 
 
 @pytest.mark.parametrize("area", [None, 20.0, 32.0**2, 50.0**2, 1e5])

@@ -186,8 +186,8 @@ class Teacher:
             return torch.cat([self(part) for part in views_BCHW.split(largest)])
         try:
             return self._answer(views_BCHW)
-        except torch.OutOfMemoryError:
-            if batch == 1:
+        except RuntimeError as error:  # of CUDA an OutOfMemoryError; of Apple's MPS only the words tell it
+            if batch == 1 or "out of memory" not in str(error):
                 raise
         # Outside the except block: the exception would keep the failed batch's tensors alive.
         self._memory.largest_batch = (batch + 1) // 2

@@ -61,14 +61,18 @@ def test_every_member_resizes_and_normalises_for_itself():
     assert second.model.seen.min() >= 0
 
 
-def test_running_out_of_memory_halves_the_batch(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")],
+)
+def test_running_out_of_memory_halves_the_batch(monkeypatch, caplog, error):
     teacher = Teacher([member()])
     expected, answer, sizes = teacher(VIEWS), Teacher._answer, []
 
     def small(self, views):
         sizes.append(len(views))
         if len(views) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return answer(self, views)
 
     monkeypatch.setattr(Teacher, "_answer", small)
@@ -106,6 +110,15 @@ def test_one_view_that_does_not_fit_is_an_error(monkeypatch):
 
     monkeypatch.setattr(Teacher, "_answer", never)
     with pytest.raises(torch.OutOfMemoryError):
+        Teacher([member()])(VIEWS)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(self, views):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Teacher, "_answer", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Teacher([member()])(VIEWS)
 
 

@@ -69,6 +69,17 @@ def test_evaluation_on_stored_views(plain, unlabelled, settings, labels):
     assert metrics["eval_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
+def test_the_bar_of_an_evaluation_counts_both_passes(plain, pictures, settings, monkeypatch, capsys):
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
+    args = settings(ema_decay=0.9, disable_tqdm=False)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures)
+    trainer.evaluate()
+    batches = 2 * len(trainer.get_eval_dataloader())
+    last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluating")][-1]
+    assert last.startswith(f"evaluating: 100 %, {batches} of {batches}, ")
+
+
 def test_early_stopping_and_the_best_model(plain, pictures, settings, tmp_path):
     class Worsen(TrainerCallback):
         """From the third epoch on, training makes the student worse."""

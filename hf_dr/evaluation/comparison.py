@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pandas as pd
+from transformers.utils import CONFIG_NAME
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import CompareConfig, as_arguments
-from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
+from hf_dr.evaluation.gathering import BASELINE, RUN_NOTE, Run, read_run, read_training, run_name
 from hf_dr.evaluation.images import Images, open_set
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
@@ -447,8 +448,12 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
             f"{run} must be a run of the same settings, but it differs in {', '.join(differing)}. Remove it, or choose "
             "another `output_dir`."
         )
-    # Metrics of the training are written before the last evaluation, and the others after it.
-    return all((run / name).is_file() for name in (RESULTS_FILE, STATE_FILE, STUDENT_FILE))
+    try:
+        # Metrics of the training are written before the last evaluation, and its state after it.
+        read_training(run, str(flags.get("objective")), int(flags["seed"]))
+    except DataError:  # or they were left in pieces, or somebody deleted them: the last checkpoint has them
+        return False
+    return any(run.glob("model*.safetensors")) and all((run / name).is_file() for name in (CONFIG_NAME, STUDENT_FILE))
 
 
 def _about(comparison: Comparison) -> str:

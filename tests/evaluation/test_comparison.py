@@ -539,6 +539,25 @@ def test_the_note_of_a_run_holds_no_token(tmp_path, tiny_folder):
     assert not is_finished(tmp_path / "run", {**flags, "hub_token": "hf_second"})
 
 
+@pytest.mark.parametrize(
+    "name", ["all_results.json", "trainer_state.json", "student.json", "config.json", "model.safetensors"]
+)
+def test_a_run_that_lacks_a_file_is_trained_to_its_end_again(tmp_path, tiny_folder, name):
+    """Of a run without its weights the comparison ended with an error, whatever checkpoint it had."""
+    flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0, "objective": "erm"}
+    assert not is_finished(tmp_path, flags)
+    (tmp_path / "all_results.json").write_text(json.dumps({"train_runtime": 1.0}))
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": []}))
+    for other in ("student.json", "config.json", "model.safetensors"):
+        (tmp_path / other).touch()
+    assert is_finished(tmp_path, flags)
+    if name in ("all_results.json", "trainer_state.json"):
+        (tmp_path / name).write_text("")  # as a machine that went down may leave it
+        assert not is_finished(tmp_path, flags)
+    (tmp_path / name).unlink()
+    assert not is_finished(tmp_path, flags)
+
+
 def test_a_run_begun_with_settings_without_effect_goes_on(tmp_path, tiny_folder):
     flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0, "objective": "erm"}
     assert not is_finished(tmp_path / "run", {**flags, "label_weight": 0.5, "tail": "bucket"})

@@ -59,7 +59,8 @@ def is_student(folder: str | os.PathLike[str]) -> bool:
         if weights:
             raise FormatError(
                 f"{folder} must hold a student that transformers loads, but its weights have no config.json. Train a model of "
-                "transformers, such as `build_student` returns."
+                "transformers, such as `build_student` returns; what `hf-dr detect` or `segment` has trained is pushed by its "
+                "own command, with `--push_to_hub` added."
             )
         raise FormatError(
             f"{folder} must hold a trained student, found only checkpoints of a training that has not ended. Run the same "

@@ -415,7 +415,8 @@ def test_what_is_no_student(folders, tiny_folder, tmp_path, capsys):
         export_student(tmp_path / "begun", tmp_path / "out")
     save_file({"a": torch.zeros(1)}, tmp_path / "begun" / "model.safetensors")
     with pytest.raises(
-        FormatError, match=r"that transformers loads, but its weights have no config\.json\. Train a model of"
+        FormatError,
+        match=r"that transformers loads, but its weights have no config\.json\. Train a model of .* with `--push_to_hub` added",
     ):
         export_student(tmp_path / "begun", tmp_path / "out")
     copy = Path(shutil.copytree(folders["test_resnet"], tmp_path / "copy"))

@@ -156,7 +156,7 @@ FUNCTIONS = {
     "stream index": lambda x, d: d.stream[x],
     "stream ordered": lambda x, d: d.stream.ordered(seed=x),
     "stream split_by_node": lambda x, d: d.stream.split_by_node(0, x),
-    "stream progress": lambda x, d: d.stream.progress(x),
+    "stream progress": lambda x, d: d.stream.split_by_node(0, 1).progress(x),
     "verify": lambda x, d: verify(x),
     "verify rows": lambda x, d: verify(d.plus, d.teacher, num_rows=x),
     "verify seed": lambda x, d: verify(d.plus, d.teacher, seed=x),

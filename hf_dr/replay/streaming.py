@@ -161,9 +161,17 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         Args:
             batches: Of the `batch_size` that `split_by_node` was given, from a DataLoader that keeps their order (`in_order`).
             num_workers: Of each process's DataLoader.
+
+        Raises:
+            ConfigError: A number is impossible, or this is not one process's share.
         """
         check_count("batches", batches, 0)
         check_count("num_workers", num_workers, 0)
+        if self._shares is None:
+            raise ConfigError(
+                "one process's share must be asked for its progress, which knows how many rows a batch has, got the whole "
+                "stream. Ask what `split_by_node` returned, with the `batch_size`, or the `ReinforcedLoader` of the stream."
+            )
         done = self._so_far() or Progress(self.epoch, self._order_of_rows(), [])
         return done.after(self._shares_of(num_workers), int(batches)).to_dict()
 

@@ -125,7 +125,10 @@ class ReinforcedLoader:
             read, collate = undone(read, augmenter, collate)
         loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
-        if len(self._loader) == 0:
+        self._read = read
+        self._num_workers = num_workers
+        is_seen = isinstance(dataset, StreamedReinforcedDataset) and len(dataset) == 0  # it goes on with the next epoch
+        if len(self._loader) == 0 and not is_seen:
             raise ConfigError(
                 f"an epoch must have a batch, but the {len(dataset):,} rows fill none of {self._batch_size} in each of "
                 f"{world_size} processes. Lower `batch_size`, or leave `drop_last` out."
@@ -144,9 +147,27 @@ class ReinforcedLoader:
         """Batches of an epoch, the same for all processes."""
         return len(self._loader)
 
+    def progress(self, batches: int) -> dict[str, Any]:
+        """Returns, in JSON types, how far a stream's epoch is when each process has seen so many batches of the iteration.
+
+        Save it with the weights. `ReinforcedLoader(dataset.resumed(progress), ...)` goes on there.
+
+        Raises:
+            ConfigError: The dataset is no stream, or the number is impossible.
+        """
+        if not isinstance(self._read, StreamedReinforcedDataset):
+            raise ConfigError(
+                "`progress` is that of a stream, got a loader of a loaded dataset. Set `epoch` to go on with an epoch, or load "
+                "the dataset with `streaming=True`."
+            )
+        return self._read.progress(batches, num_workers=self._num_workers)
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self._loader.set_epoch(self.epoch)  # sets it in the sampler or the stream, and in accelerate's own counter
         self.epoch += 1
+        len(
+            self
+        )  # after the rest of an epoch a longer one: torch warns of batches beyond the length it was last asked for
         for loaded in self._loader:
             batch = with_made_views(loaded, channels_last=False)
             if self._seen is not None:

@@ -487,11 +487,15 @@ def test_progress_of_an_impossible_number_of_workers(make):
     for workers in (-1, "2", 1.0):
         with pytest.raises(ConfigError, match="`num_workers` must be a whole number of at least 0, got"):
             stream_of(make(PLAIN)).progress(1, num_workers=workers)
+    with pytest.raises(
+        ConfigError, match=r"which knows how many rows a batch has, got the whole stream\. Ask what `split_"
+    ):
+        stream_of(make(PLAIN)).progress(1)
 
 
 def test_progress_of_another_stream(make):
     stream = stream_of(make(PLAIN))
-    progress = stream.progress(3)
+    progress = stream.split_by_node(0, 1).progress(3)
     for other, name in (
         (stream_of(make(MIXING)), "fingerprint"),
         (stream_of(make(PLAIN), shuffled_shards=2), "shuffled_shards"),

@@ -1,5 +1,7 @@
 """A loop of one's own: its loader gives the trainer's batches, its loss is the trainer's, and the documented loop runs."""
 
+import itertools
+import json
 import math
 import re
 from functools import partial
@@ -97,6 +99,35 @@ def test_a_stream_keeps_the_order_that_it_has(in_shards):
     ]
     assert all(map(torch.equal, labels[0], labels[1]))
     assert not all(map(torch.equal, labels[0], labels[2]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_within_an_epoch(in_shards, workers):
+    """The stream itself knew neither the size of the batches nor the epoch, and took three batches for three rows."""
+    stream = load_reinforced(in_shards["plain"], streaming=True)
+
+    def pixels(loader):
+        return [batch["pixel_values"] for batch in loader]
+
+    whole = ReinforcedLoader(stream, BATCH, device="cpu", num_workers=workers)
+    epochs = [pixels(whole) for _ in range(3)]
+    assert whole.progress(0)["epoch"] == 2
+    left = ReinforcedLoader(stream, BATCH, device="cpu", num_workers=workers)
+    left.epoch = 1
+    before = list(itertools.islice(left, 1))
+    for batches in (1, len(left)):  # within the epoch, and at its end
+        progress = json.loads(json.dumps(left.progress(batches)))
+        loader = ReinforcedLoader(stream.resumed(progress), BATCH, device="cpu", num_workers=workers)
+        assert loader.epoch == 1
+        rest, following = pixels(loader), pixels(loader)
+        for found, expected in ((rest, epochs[1][batches:]), (following, epochs[2])):
+            assert len(found) == len(expected)
+            assert all(map(torch.equal, found, expected))
+    assert torch.equal(before[0]["pixel_values"], epochs[1][0])
+    with pytest.raises(
+        ConfigError, match=r"`progress` is that of a stream, got a loader of a loaded dataset\. Set `epoch`"
+    ):
+        ReinforcedLoader(load_reinforced(in_shards["plain"]), BATCH, device="cpu").progress(1)
 
 
 def test_pixels_are_normalised_for_the_student(plain):

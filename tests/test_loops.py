@@ -121,9 +121,8 @@ def test_the_module_of_lightning(folder, monkeypatch, capfd):
     trainer = lightning.Trainer(max_epochs=2, **settings)
     trainer.fit(Watched(train))
     trainer.save_checkpoint("last.ckpt")
-    own = (
-        trainer.checkpoint_callback.best_model_path
-    )  # Lightning saved it when it still counted the epoch as unfinished
+    # Lightning saved its own when it still counted the epoch as unfinished.
+    own = trainer.checkpoint_callback.best_model_path
     for checkpoint in (own, "last.ckpt"):
         again = lightning.Trainer(max_epochs=4, enable_checkpointing=False, **settings)
         again.fit(Watched(train), ckpt_path=checkpoint)

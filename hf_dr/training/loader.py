@@ -167,7 +167,7 @@ class ReinforcedLoader:
         self.epoch += 1
         len(
             self
-        )  # after the rest of an epoch a longer one: torch warns of batches beyond the length it was last asked for
+        )  # torch warns of batches beyond the length that it was last asked for, which may be of the rest of an epoch
         for loaded in self._loader:
             batch = with_made_views(loaded, channels_last=False)
             if self._seen is not None:

@@ -65,7 +65,7 @@ def load_base(
     """
     path = _local(name)
     _check_named(path, config, revision)
-    described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
+    described: dict[str, Any] = {"id": base_id(name), "config": config}
     with _loading(name, split, where):
         if path.is_file():
             _check_parquet(path)
@@ -86,6 +86,12 @@ def load_base(
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
+
+
+def base_id(name: str) -> str:
+    """Returns what the provenance calls a dataset of such a name: a Hub id, or the last part of a local path."""
+    path = _local(name)
+    return path.name if path.exists() else name
 
 
 def _local(name: str) -> Path:
@@ -348,7 +354,9 @@ def class_names_of(dataset: datasets.Dataset, column: str | None) -> list[str] |
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
     """Returns what a dataset knows of its origin: Hub id, config and revision."""
-    described: dict[str, Any] = {"id": None, "config": dataset.info.config_name, "revision": None}
+    config = dataset.info.config_name
+    # What `datasets` calls the configuration of a dataset without any; it is found without a name.
+    described: dict[str, Any] = {"id": None, "config": None if config == "default" else config, "revision": None}
     for file in dataset.cache_files:
         # CACHE/owner___name/config/version/commit/name-train.arrow, if it was loaded from the Hub.
         match = re.search(r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\]", file["filename"])

@@ -371,6 +371,7 @@ def _how_to_use(config: CardConfig, name: str) -> str:
         join = f', base="{base}"'
         flags = f" --base {base}"
         if is_safe_name(str(about.base.get("config") or "")):
+            join += f', base_config="{about.base["config"]}"'
             flags += f" --base_config {about.base['config']}"
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
     known = all(

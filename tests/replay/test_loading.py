@@ -18,10 +18,11 @@ import hf_dr.hub.retry
 import hf_dr.replay.loading
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import reinforce
+from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.base_dataset import load_base
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.views.augmentation import Augmentation
@@ -409,6 +410,27 @@ def test_rows_of_several_splits_are_found_by_the_name_of_their_base(hub, tiny_da
     plus = load_reinforced(small(part, tiny_teacher, tmp_path / "part", "overlay", overlay=True), base="org/base")
     assert (plus.provenance.base_split, len(plus)) == ("train", 2)
     np.testing.assert_array_equal(np.asarray(plus.example_image(1)), np.asarray(tiny_dataset[7]["image"]))
+
+
+def test_a_base_in_a_folder_is_known_by_the_folder_however_its_path_is_written(
+    tiny_dataset, tiny_teacher, tmp_path, monkeypatch
+):
+    """What is known of it, its configuration and the sum of splits, holds for the same folder at any path."""
+    for config, first in (("small", 9), ("large", 0)):
+        for split, rows in (("train", range(first, 10)), ("test", range(10, 12))):
+            place = tmp_path / "base" / config / f"{split}.parquet"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            tiny_dataset.select(rows).to_parquet(place)
+    configs = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("small", "large"))
+    (tmp_path / "base" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    images, described = load_base(str(tmp_path / "base"), "large", split="train[6:]+test")
+    folder = tmp_path / "plus"
+    config = ReinforceConfig(str(folder), num_views=1, top_k=1, overlay=True)
+    reinforce_job(images, tiny_teacher, Augmentation([Resize((8, 8))]), config, base=described).run()
+    monkeypatch.chdir(tmp_path)
+    for base in ("base", "base/", tmp_path / "base", "../" + tmp_path.name + "/base"):
+        for streaming in (False, True):
+            assert len(list(load_reinforced(folder, base=base, streaming=streaming))) == 6
 
 
 def test_settings_of_a_base_need_its_name(overlay, tiny_dataset):

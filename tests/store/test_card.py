@@ -21,7 +21,7 @@ from hf_dr import Augmentation, ReinforceConfig, load_reinforced, ops, reinforce
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.generation.verify import verify
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import describe_base, load_base
 from hf_dr.store.card import (
     CARD_FILE,
     CardConfig,
@@ -163,6 +163,15 @@ def test_the_features_are_those_of_the_files(tiny_folder):
     assert data.tags == ["dataset-reinforcement", "arxiv:2303.08983"]
     assert data.size_categories == ["n<1K"]
     assert data.license is data.source_datasets is None  # nothing is known of the base
+
+
+def test_the_code_of_an_overlays_card_names_the_configuration_of_its_base(overlay):
+    """A dataset without configurations has none to name: of its file, or of what is saved of it, one would be refused."""
+    card = update_card("", {"plan": named(PLANNED, "plan", base={"id": "base", "config": "large"})}, name="me/plus")
+    assert 'load_reinforced("me/plus", "plan", base="path/to/base", base_config="large")' in card
+    assert card.count("--base path/to/base --base_config large") == 2
+    loaded = datasets.load_dataset("parquet", data_files=str(overlay / "base.parquet"), split="train")
+    assert (loaded.info.config_name, describe_base(loaded)["config"]) == ("default", None)
 
 
 def test_what_is_known_of_the_base_stands_in_the_yaml(overlay):

@@ -339,7 +339,7 @@ def test_a_stacked_student_trains():
     argv = ["--config", "recipes/students/vit_ti.yaml", "recipes/imagenet/erm_transformers.yaml"]
     assert main(["train", *argv, *TINY, "--smoke"]) == 0
     argv = ["--config", "recipes/students/swin_t.yaml", "recipes/fashion_mnist/erm.yaml"]
-    assert main(["train", *argv, *TINY, "--smoke"]) == 0
+    assert main(["train", *argv, *TINY, "--name", "fine", "--smoke"]) == 0  # the images are generated without any
 
 
 def test_a_calibration_is_rehearsed(tmp_path):
@@ -367,6 +367,10 @@ def test_what_a_rehearsal_puts_in_the_place_of_settings(tmp_path, monkeypatch):
     rehearsal = Rehearsal(["--config", "recipes/cifar100/erm.yaml"], tmp_path)
     plain = {"dataset": ["x"], "augmentation": "rrc", "student": "timm:x", "dataloader_prefetch_factor": 2}
     assert rehearsal.train(plain)["dataloader_num_workers"] == 1, "what it needs"
+    named = {**plain, "name": ["fine"], "base_config": "fine", "eval_config": "fine"}
+    put = rehearsal.train(named)
+    assert [put[name] for name in ("name", "base_config", "eval_config")] == [None] * 3, "none are generated"
+    assert rehearsal.reinforce({"teacher": ["x"], "num_views": 2})["dataset_config"] is None
     (path,) = rehearsal.compare({"train": plain, "evaluate": {"sets": []}, "teacher": ["a", "b"]}).values()
     assert yaml.safe_load(path.read_text())["teacher"] == rehearsal.teachers(2)
     monkeypatch.setattr(smoke, "launch", lambda *_: 2)

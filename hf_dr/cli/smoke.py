@@ -231,6 +231,7 @@ class Rehearsal:
         fewer = {} if num_candidates is None else {"num_candidates": views + min(num_candidates - num_views, 2)}
         return {
             "dataset": self.base,
+            "dataset_config": None,
             "revision": None,
             "config": self._config,
             "teacher": self.teachers(len(settings["teacher"])),
@@ -278,8 +279,15 @@ class Rehearsal:
             split = settings.get("eval_split") or StudentArguments.eval_split
             whole = split.partition("[")[0]
             changed |= {"calibrate_split": f"{whole}[:{ROWS // 2}]", "eval_split": f"{whole}{_TESTED}"}
-        of_hub = ("revision", "base_revision", "eval_revision", "eval_config")
-        changed |= {name: None for name in of_hub if settings.get(name)}
+        places = (
+            "revision",
+            "base_config",
+            "base_revision",
+            "eval_config",
+            "eval_revision",
+            *(["name"] if plain else []),
+        )
+        changed |= {name: None for name in places if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))
         if not plain:

@@ -165,9 +165,8 @@ class ReinforcedLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self._loader.set_epoch(self.epoch)  # sets it in the sampler or the stream, and in accelerate's own counter
         self.epoch += 1
-        len(
-            self
-        )  # torch warns of batches beyond the length that it was last asked for, which may be of the rest of an epoch
+        # Torch warns of batches beyond the length that it was last asked for, which may be that of the rest of an epoch.
+        len(self)
         for loaded in self._loader:
             batch = with_made_views(loaded, channels_last=False)
             if self._seen is not None:

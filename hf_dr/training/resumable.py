@@ -430,11 +430,12 @@ class _Bars(ProgressCallback):
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **settings: Any
     ) -> None:
-        if self.prediction_bar is None and has_length(eval_dataloader):
+        bar: Any = self.prediction_bar
+        if bar is None and has_length(eval_dataloader):
             leave = self.training_bar is None
             self.prediction_bar = self._bar(state, len(eval_dataloader), "evaluating", unit="batch", leave=leave)
-        elif self.prediction_bar is not None and self.prediction_bar.n == self.prediction_bar.total:
-            self.prediction_bar.total += len(eval_dataloader)  # the averaged weights are evaluated, too
+        elif bar is not None and bar.n == bar.total:
+            bar.total += len(eval_dataloader)  # the averaged weights are evaluated, too
         super().on_prediction_step(args, state, control, eval_dataloader, **settings)
 
     def _bar(self, state: TrainerState, total: int, name: str, **settings: Any) -> Any:

@@ -127,8 +127,9 @@ class ReinforcedLoader:
         self._loader = prepare_data_loader(loader, **on_device)
         self._read = read
         self._num_workers = num_workers
-        is_seen = isinstance(dataset, StreamedReinforcedDataset) and len(dataset) == 0  # it goes on with the next epoch
-        if len(self._loader) == 0 and not is_seen:
+        # Of an epoch that goes on nothing may be left, or less than a batch: the next iteration is the next epoch.
+        goes_on = isinstance(dataset, StreamedReinforcedDataset) and dataset._so_far() is not None
+        if len(self._loader) == 0 and not goes_on:
             raise ConfigError(
                 f"an epoch must have a batch, but the {len(dataset):,} rows fill none of {self._batch_size} in each of "
                 f"{world_size} processes. Lower `batch_size`, or leave `drop_last` out."
@@ -150,7 +151,8 @@ class ReinforcedLoader:
     def progress(self, batches: int) -> dict[str, Any]:
         """Returns, in JSON types, how far a stream's epoch is when each process has seen so many batches of the iteration.
 
-        Save it with the weights. `ReinforcedLoader(dataset.resumed(progress), ...)` goes on there.
+        Save it with the weights. `ReinforcedLoader(dataset.resumed(progress), ...)` goes on there; with settings of the order,
+        `seed` or `view_order`, give `dataset.ordered(...)` the same before.
 
         Raises:
             ConfigError: The dataset is no stream, or the number is impossible.

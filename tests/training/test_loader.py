@@ -130,6 +130,15 @@ def test_a_stream_goes_on_within_an_epoch(in_shards, workers):
         ReinforcedLoader(load_reinforced(in_shards["plain"]), BATCH, device="cpu").progress(1)
 
 
+def test_an_epoch_of_which_less_than_a_batch_is_left_goes_on(in_shards):
+    stream = load_reinforced(in_shards["plain"], streaming=True)
+    size = ROWS - 1
+    left = ReinforcedLoader(stream, size, device="cpu", drop_last=True)
+    assert len(list(left)) == 1
+    loader = ReinforcedLoader(stream.resumed(left.progress(1)), size, device="cpu", drop_last=True)
+    assert [len(list(loader)), len(list(loader)), loader.epoch] == [0, 1, 2]
+
+
 def test_pixels_are_normalised_for_the_student(plain):
     (raw, *_), size = ReinforcedLoader(plain, BATCH, device="cpu"), plain.size[0]
     processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.4] * 3, image_std=[0.3] * 3)

@@ -21,7 +21,7 @@ from hf_dr.replay.reinforced_data import Origin, ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, OrderSettings, ReinforcedSampler, check_order
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streamed_shards import StreamedShards
-from hf_dr.settings import as_plain, check_count
+from hf_dr.settings import as_plain, check_count, unlike_names
 from hf_dr.views.rng import DOMAIN_ORDER, DOMAIN_SCHEDULE, KeyedPermutation, keyed_rng
 
 # Rows replayed at once: even, so that both of a pair are in it.
@@ -196,11 +196,11 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                 "`resumed` before `split_by_node`."
             )
         expected = self._order_of_rows()
-        if found.order != expected:
-            differing = [name for name in expected if found.order.get(name) != expected[name]]
+        if differing := unlike_names(expected, found.order):
             raise ConfigError(
                 "an epoch must go on in its own order, but the progress is one of another "
-                f"{', '.join(differing) or 'kind'}: {found.order!s:.300}, here {expected!s:.300}. Restore it."
+                f"{', '.join(differing)}: {found.order!s:.300}, here {expected!s:.300}. Restore it; "
+                "what a `ReinforcedLoader` was given of the order, such as its `seed`, by `ordered`, before `resumed`."
             )
         rest = self._copy(_progress=found)
         rest.set_epoch(found.epoch)

@@ -505,6 +505,9 @@ def test_progress_of_another_stream(make):
             ConfigError, match=f"must go on in its own order, but the progress is one of another {name}"
         ):
             other.resumed(progress)
+    own = stream.ordered(seed=1, view_order="all")
+    with pytest.raises(ConfigError, match=r"another seed, view_order: .* such as its `seed`, by `ordered`, before"):
+        stream.resumed(own.split_by_node(0, 1).progress(3))
     with pytest.raises(ConfigError, match=r"its rows are known already\. Call `resumed` before `split_by_node`"):
         stream.split_by_node(0, 2).resumed(progress)
     with pytest.raises(FormatError, match=r"`epoch` in the progress of a stream must be .*, found '0'"):

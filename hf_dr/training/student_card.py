@@ -153,7 +153,9 @@ def student_of_training(trainer: Any, train: ReinforcedData, card: Mapping[str, 
             **({} if labellers else {"reinforced": False}),
             **({} if fold is None else {"left_out": {"number": fold.number, "of": fold.of}}),
         },
-        origin=f"{examples}, whose {views} views each were labelled by {labellers}." if labellers else f"{examples}.",
+        origin=f"{examples}, whose views, {views} of each, were labelled by {labellers}."
+        if labellers
+        else f"{examples}.",
         timm=is_timm(trainer.model),
         teachers=[
             {key: member.get(key) for key in ("id", "revision", "license")} for member in trainer._teacher_members

@@ -869,7 +869,7 @@ def test_a_base_dataset_needs_no_reinforcement(call, tmp_path, base, teacher, ob
     assert read(out / "train_results.json")["epoch"] == 2
     assert read(out / "eval_results.json")["eval_top1"] >= 0
     card = ModelCard.load(out / "README.md")
-    assert ("of the dataset `base.parquet`" in card.text, "views each" in card.text) == (True, False)
+    assert ("of the dataset `base.parquet`" in card.text, "of each, were labelled" in card.text) == (True, False)
     assert "dataset-reinforcement" not in card.data.tags
     shutil.rmtree(out / f"checkpoint-{2 * STEPS}")  # it goes on from the checkpoint before, but not on other views
     (out / "train_results.json").unlink()

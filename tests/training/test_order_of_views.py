@@ -183,7 +183,7 @@ def test_several_datasets_at_once(in_shards, settings, tmp_path):
     for part in both.parts:
         assert part.provenance.fingerprint in card
     assert "plain + mixing" in card
-    assert "12 examples, whose 4 + 4 views each were labelled by colours." in card
+    assert "12 examples, whose views, 4 + 4 of each, were labelled by colours." in card
 
     one = ReinforcedTrainer(pooled(), args, train_dataset=both.parts[0])
     with pytest.raises(ConfigError, match=r"differs in dataset_fingerprint .*: .*; num_views: 8 there, 4 here"):

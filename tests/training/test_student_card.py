@@ -17,7 +17,7 @@ STUDENT = Student(
     model="resnet18 of 11,689,512 parameters, over 100 classes",
     objective="stored views and a teacher's stored answers",
     dataset={"id": "me/cifar100-plus", "config": "randaug", "revision": "v1", "fingerprint": "ab" * 32},
-    origin="That is 50,000 examples of uoft-cs/cifar100, whose 8 views each were labelled by timm/a, facebook/b.",
+    origin="That is 50,000 examples of uoft-cs/cifar100, whose views, 8 of each, were labelled by timm/a, facebook/b.",
     timm=True,
     teachers=[
         {"id": "timm/a", "revision": "c0ffee", "license": "apache-2.0"},

@@ -178,8 +178,15 @@ def test_what_is_said_of_online_distillation_and_of_what_a_run_needs_was_measure
         f"twice the rows {run['peak_mb_long']:,.0f} MB and with four times the views {run['peak_mb_views']:,.0f} MB"
         in text
     )
-    assert f"{run['ratio']:.2f} times the speed" in text
-    assert f"otherwise {measured('generation_late')['ratio']:.2f}" in text
+    machines = (("", "AMD EPYC"), ("_xeon", "Intel(R) Xeon(R) Processor"))
+    assert all(measured(f"generation{which}")["cpu"] == cpu for which, cpu in machines)
+    ratios = [measured(f"generation{late}{which}")["ratio"] for which, _ in machines for late in ("", "_late")]
+    shown = [f"{ratio:.2f}" for ratio in ratios]
+    assert "{} times the speed of its teacher alone, otherwise {}".format(*shown) in text
+    assert "or {2} and {3} on an Intel Xeon".format(*shown) in text
+    decisions = in_one_line("docs/decisions.md")
+    assert "does {} times what its teacher alone does, {} times in a program".format(*shown) in decisions
+    assert "on another machine it was {2} and {3}".format(*shown) in decisions
 
 
 def test_what_is_said_of_a_calibrated_teacher_of_grocery_was_measured():

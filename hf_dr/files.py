@@ -50,6 +50,17 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Returns a path from the root on, with the home folder; unlike `Path.resolve` it keeps the name of a link."""
+    return Path(os.path.abspath(expanded(path)))  # noqa: PTH100 (it takes `..` away, which `Path.absolute` does not)
+
+
+def placeless(name: str) -> str:
+    """Returns what others are told of a dataset or model: of a local path the last part, a Hub id as it is."""
+    path = absolute(name)
+    return path.name if path.exists() else name
+
+
 def temporary_name(path: Path) -> Path:
     """Returns a hidden name next to a file, with host, process and a random word: no two writers ever share one."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")

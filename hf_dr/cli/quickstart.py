@@ -176,7 +176,8 @@ def _config_flag(name: str | None) -> list[str]:
 def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any], out: Path) -> dict[str, Any]:
     """Returns the settings of `hf-dr compare`: the students train as the teacher did."""
     trainer = {key: value for key, value in read_yaml(own_recipes() / "teach.yaml").items() if key != "augmentation"}
-    dataset, config, split = (learned.get(key) for key in ("dataset", "dataset_config", "eval_split"))
+    dataset, split = learned["dataset"], learned["eval_split"]
+    config = learned.get("dataset_config")  # earlier versions noted none
     named = {} if config is None else {"eval_config": config}
     files = {"files_from": chosen.files_from} if chosen.files_from else {}
     dropped = {"dataloader_drop_last": True} if chosen.dataloader_drop_last else {}

@@ -279,14 +279,8 @@ class Rehearsal:
             split = settings.get("eval_split") or StudentArguments.eval_split
             whole = split.partition("[")[0]
             changed |= {"calibrate_split": f"{whole}[:{ROWS // 2}]", "eval_split": f"{whole}{_TESTED}"}
-        places = (
-            "revision",
-            "base_config",
-            "base_revision",
-            "eval_config",
-            "eval_revision",
-            *(["name"] if plain else []),
-        )
+        places = ["revision", "base_config", "base_revision", "eval_config", "eval_revision"]
+        places += ["name"] if plain else []
         changed |= {name: None for name in places if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))

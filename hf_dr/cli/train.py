@@ -137,15 +137,14 @@ def _evaluation_split(
     """
     assert student.eval_dataset is not None
     split = getattr(student, setting)
+    named = "`eval_dataset`, `eval_config`" if student.eval_config else "`eval_dataset`"
     loaded, described = load_base(
         student.eval_dataset,
         student.eval_config,
         split=split,
         revision=student.eval_revision,
         files_from=student.files_from,
-        where=f"`eval_dataset`, `eval_config` and `{setting}`"
-        if student.eval_config
-        else f"`eval_dataset` and `{setting}`",
+        where=f"{named} and `{setting}`",
     )
     images = evaluation_images(loaded, data, shown, name=setting.replace("eval_split", "eval_dataset"))
     check_rows(argv, student.eval_dataset, split, len(images))

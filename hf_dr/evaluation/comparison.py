@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pandas as pd
-from transformers.utils import CONFIG_NAME
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import CompareConfig, as_arguments
@@ -29,7 +28,7 @@ from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.evaluation.unfinished import Unfinished
-from hf_dr.files import expanded, write_json, write_whole
+from hf_dr.files import expanded, placeless, write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
@@ -46,6 +45,7 @@ from hf_dr.training.calibrating import check_other_images
 from hf_dr.training.losses import check_label_weight
 from hf_dr.training.reinforced_settings import ReinforcedSettings, settings_without_effect
 from hf_dr.training.student_card import STUDENT_FILE
+from hf_dr.training.student_hub import holds_model
 from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
@@ -400,8 +400,8 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
     if "kd" in config.objectives:
         named = training_flags(config, "kd", 0)["teacher"]
-        yield ["teacher of kd", " + ".join(map(_placeless, named if isinstance(named, list) else [named]))]
-    student = [_placeless(config.train["student"])] if "student" in config.train else []
+        yield ["teacher of kd", " + ".join(map(_model_told, named if isinstance(named, list) else [named]))]
+    student = [_model_told(config.train["student"])] if "student" in config.train else []
     student += [str(config.train["model_args"])] if "model_args" in config.train else []
     yield ["student", " ".join(student)]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
@@ -417,12 +417,12 @@ def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[s
         yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {severities}"]
 
 
-def _placeless(model: str | Path) -> str:
+def _model_told(model: str | Path) -> str:
     """Returns what a page calls a model: the folder or file alone where it is of this machine."""
     architecture, at, file = str(model).partition("@")
     if architecture.startswith("timm:"):
         return f"{architecture}{at}{Path(file).name}"
-    return Path(model).name if expanded(model).exists() else str(model)
+    return placeless(str(model))
 
 
 def is_finished(run: Path, flags: dict[str, Any]) -> bool:
@@ -453,7 +453,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         read_training(run, str(flags.get("objective")), int(flags["seed"]))
     except DataError:  # or they were left in pieces, or somebody deleted them: the last checkpoint has them
         return False
-    return any(run.glob("model*.safetensors")) and all((run / name).is_file() for name in (CONFIG_NAME, STUDENT_FILE))
+    return holds_model(run) and (run / STUDENT_FILE).is_file()
 
 
 def _about(comparison: Comparison) -> str:

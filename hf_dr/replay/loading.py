@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.files import expanded
+from hf_dr.files import expanded, placeless
 from hf_dr.hub.fetch import fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -23,7 +23,7 @@ from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import Switch
-from hf_dr.store.base_dataset import base_files, base_id, check_cache, load_base, load_parquet
+from hf_dr.store.base_dataset import base_files, check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
 from hf_dr.store.shards import check_all_digests, check_shards, content_version
@@ -271,7 +271,7 @@ def load_base_of(
     """
     if isinstance(base, (str, os.PathLike)):
         split = provenance.split
-        if base_id(os.fspath(base)) == provenance.base.get("id"):
+        if placeless(os.fspath(base)) == provenance.base.get("id"):
             split = provenance.base_split
             config = config or provenance.base.get("config")
             revision = revision or provenance.base.get("revision")

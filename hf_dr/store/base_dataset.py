@@ -6,7 +6,6 @@ import contextlib
 import glob
 import hashlib
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.files import YAML_ERRORS, expanded, no_folder
+from hf_dr.files import YAML_ERRORS, absolute, expanded, no_folder, placeless
 from hf_dr.store.image_folders import check_all_read
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES
@@ -63,9 +62,9 @@ def load_base(
         ConfigError: A local dataset is asked for by a revision, or a file or saved dataset by a configuration.
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
-    path = _local(name)
+    path = absolute(name)  # `datasets` finds no name in `.`
     _check_named(path, config, revision)
-    described: dict[str, Any] = {"id": base_id(name), "config": config}
+    described: dict[str, Any] = {"id": placeless(name), "config": config}
     with _loading(name, split, where):
         if path.is_file():
             _check_parquet(path)
@@ -86,17 +85,6 @@ def load_base(
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
-
-
-def base_id(name: str) -> str:
-    """Returns what the provenance calls a dataset of such a name: a Hub id, or the last part of a local path."""
-    path = _local(name)
-    return path.name if path.exists() else name
-
-
-def _local(name: str) -> Path:
-    """Returns the place of a local dataset; absolute, since `datasets` finds no name in `.`."""
-    return Path(os.path.abspath(expanded(name)))  # noqa: PTH100 (a link keeps its name, which `resolve` loses)
 
 
 def _check_named(path: Path, config: str | None, revision: str | None) -> None:
@@ -136,7 +124,7 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
         ConfigError: As of `load_base`.
         DataError: It cannot be found, or has no such split.
     """
-    path = _local(name)
+    path = absolute(name)
     _check_named(path, config, revision)
     if _is_one(path):
         return [str(path)] if path.is_file() else []
@@ -199,7 +187,7 @@ def split_names(name: str, config: str | None = None, *, revision: str | None = 
     Raises:
         DataError: The Hub does not answer: that there is no such split would be a guess.
     """
-    path = _local(name)
+    path = absolute(name)
     if _is_one(path):
         return list(_open_saved(path)) if (path / _SAVED_SPLITS).is_file() else []
     place = _unpatterned(path, name)

@@ -100,18 +100,18 @@ class ReinforcedLoader:
         augmenter = device_augmentation(augment_on, self.device, dataset)
         check_replay(dataset, None if augmenter is None else (augmenter, self.device))
         rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if in_process_group() else (0, 1)
+        on_gpu = self.device.type == "cuda"
         settings: dict[str, Any] = {
             "batch_size": self._batch_size,
             "num_workers": num_workers,
             "drop_last": drop_last,
-            "pin_memory": self.device.type == "cuda",
+            "pin_memory": on_gpu,
             "persistent_workers": num_workers > 0,
             # They serve the next iteration, too, after Ctrl-C in a notebook, which goes to all processes of the kernel.
             "worker_init_fn": quiet_worker,
         }
         # Elsewhere a copy must be waited for; see `hf_dr.views.device.overlap.to_device`.
-        waits = self.device.type != "cuda"
-        on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": not waits}
+        on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": on_gpu}
         read: Any = dataset
         collate: Any = collate_rows
         if isinstance(dataset, StreamedReinforcedDataset):
@@ -125,8 +125,6 @@ class ReinforcedLoader:
             read, collate = undone(read, augmenter, collate)
         loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
-        self._read = read
-        self._num_workers = num_workers
         # Of an epoch that goes on nothing may be left, or less than a batch: the next iteration is the next epoch.
         goes_on = isinstance(dataset, StreamedReinforcedDataset) and dataset._so_far() is not None
         if len(self._loader) == 0 and not goes_on:
@@ -157,12 +155,13 @@ class ReinforcedLoader:
         Raises:
             ConfigError: The dataset is no stream, or the number is impossible.
         """
-        if not isinstance(self._read, StreamedReinforcedDataset):
+        loader = self._loader.base_dataloader
+        if not isinstance(loader.dataset, StreamedReinforcedDataset):
             raise ConfigError(
                 "`progress` is that of a stream, got a loader of a loaded dataset. Set `epoch` to go on with an epoch, or load "
                 "the dataset with `streaming=True`."
             )
-        return self._read.progress(batches, num_workers=self._num_workers)
+        return loader.dataset.progress(batches, num_workers=loader.num_workers)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self._loader.set_epoch(self.epoch)  # sets it in the sampler or the stream, and in accelerate's own counter

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _METRICS_FILE = "eval_results.json"
+_WEIGHTS = "model*.safetensors"
 # What a student may consist of: of this, what a push does not bring is a former student's.
 _OWN = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pytorch_model[^/]*|"
@@ -45,6 +46,11 @@ pipeline_tag: image-classification
 """
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds weights and the configuration by which transformers loads them."""
+    return any(folder.glob(_WEIGHTS)) and (folder / "config.json").is_file()
+
+
 def is_student(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a model rather than a "+" dataset.
 
@@ -52,11 +58,10 @@ def is_student(folder: str | os.PathLike[str]) -> bool:
         FormatError: It holds only checkpoints of a training, and so will hold a model; or a model that is not of transformers.
     """
     folder = expanded(folder)
-    weights = any(folder.glob("model*.safetensors"))
-    if weights and (folder / "config.json").is_file():
+    if holds_model(folder):
         return True
     if any(folder.glob("checkpoint-*")):
-        if weights:
+        if any(folder.glob(_WEIGHTS)):
             raise FormatError(
                 f"{folder} must hold a student that transformers loads, but its weights have no config.json. Train a model of "
                 "transformers, such as `build_student` returns; what `hf-dr detect` or `segment` has trained is pushed by its "

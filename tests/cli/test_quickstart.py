@@ -222,11 +222,7 @@ def test_a_dataset_with_several_configurations(photos, tmp_path):
         (folder / name).mkdir(parents=True)
         whole.select(range(held_out)).to_parquet(folder / name / "test.parquet")
         whole.select(range(held_out, 12)).to_parquet(folder / name / "train.parquet")
-    files = [{"split": split, "path": f"{{}}/{split}.parquet"} for split in ("train", "test")]
-    configs = [
-        {"config_name": name, "data_files": [{**file, "path": file["path"].format(name)} for file in files]}
-        for name in ("a", "b")
-    ]
+    configs = [{"config_name": name, "data_dir": name} for name in ("a", "b")]
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
     out = tmp_path / "out"
     assert quickstart(folder, out, "--dataset_config", "b", "--files_from", str(photos)) == 0

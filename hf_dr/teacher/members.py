@@ -7,7 +7,6 @@ import hashlib
 import importlib.resources
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.files import YAML_ERRORS, expanded, no_folder
 from hf_dr.settings import Place, check_kind, check_names
 from hf_dr.teacher.folds import Fold, fold_in_config
+from hf_dr.teacher.foreign import check_config, check_index
 from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
 
 logger = logging.getLogger(__name__)
@@ -34,16 +33,8 @@ logger = logging.getLogger(__name__)
 HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
 ONE_CLASS = "single_label_classification"
 """What transformers calls the answer of a classifier whose logits are for a softmax."""
-# A configuration from elsewhere could ask for any number, and a dict of names is made before weights are looked at.
-MAX_CLASSES = 1 << 20
 # The share of the resized side that a centre crop may keep.
 _CROPS = (0.05, 2)
-# Arguments of timm.create_model that bring in other files.
-_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
-# No classifier has more; a number from elsewhere would be built before anybody looks at the weights.
-_MAX_LAYERS = 1000
-_LAYER_KEYS = ("layers", "depth", "blocks", "stages")
-
 _Names = tuple[tuple[str, ...], ...]
 """For each class the names by which it is known."""
 
@@ -375,8 +366,8 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
         if not Path(source).is_dir():
             revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
         settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-        _check_config(name, transformers.PretrainedConfig.get_config_dict(source, **settings)[0])
-        _check_index(name, source, settings["revision"])
+        check_config(name, transformers.PretrainedConfig.get_config_dict(source, **settings)[0])
+        check_index(name, source, settings["revision"])
         model, report = transformers.AutoModelForImageClassification.from_pretrained(
             source,
             config=read_config(source, **settings),
@@ -426,78 +417,6 @@ def _own_labels(name: str, config: Any) -> _Names | None:
     if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
         return None
     return tuple((own,) for own in names)
-
-
-def _check_config(name: str, config: dict[str, Any]) -> None:
-    """Refuses what would take all memory, or read other files, before anything is built of it."""
-    for key in ("num_labels", "num_classes"):
-        count = config.get(key)
-        fits = count is None or (type(count) is int and 0 < count <= MAX_CLASSES)
-        _expect(fits, name, key, f"be from 1 to {MAX_CLASSES}", repr(count))
-    arguments = config.get("model_args") or {}
-    harmless = isinstance(arguments, dict) and _TIMM_FILES.isdisjoint(arguments)
-    expected = "be settings of its architecture, which may name no files or weights"
-    _expect(harmless, name, "model_args", expected, repr(arguments))
-    _check_sizes(name, config)
-    implementation = config.get("attn_implementation", config.get("_attn_implementation"))
-    # Another one is code of somebody else at the Hub.
-    expected = "be one of transformers' own"
-    _expect("/" not in str(implementation), name, "attn_implementation", expected, repr(implementation))
-    architecture = config.get("architecture", "")
-    _expect(":" not in str(architecture), name, "architecture", "be one of timm's own", repr(architecture))
-
-
-def _check_sizes(name: str, config: dict[str, Any]) -> None:
-    """Refuses a number of layers, or a width, that would take hours or all memory to build."""
-    buildable = "have a size that can be built"
-
-    def walk(key: str, value: Any, most: int) -> None:
-        if isinstance(value, dict):
-            for inner, deeper in value.items():
-                most_here = _MAX_LAYERS if any(word in str(inner).lower() for word in _LAYER_KEYS) else MAX_CLASSES
-                # `id2label` and its like have a place for each class.
-                if inner not in ("id2label", "label2id", "label_names"):
-                    walk(str(inner), deeper, most_here)
-        elif isinstance(value, (list, tuple)):
-            _expect(len(value) <= MAX_CLASSES, name, key, buildable, f"{len(value):,} values")
-            for deeper in value:
-                walk(key, deeper, most)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            _expect(abs(value) <= most, name, key, buildable, f"{value:,}")
-
-    walk("", config, MAX_CLASSES)
-
-
-def _expect(holds: bool, name: str, key: str, expected: str, found: str) -> None:
-    if not holds:
-        raise TeacherError(
-            f"`{key}` in the config.json of {name!r} must {expected}, found {found:.80}. Correct it, or name another model."
-        )
-
-
-def _check_index(name: str, source: str, revision: str) -> None:
-    """Refuses weights in parts some of which are pickles, or lie elsewhere."""
-    path = cached_file(
-        source,
-        SAFE_WEIGHTS_INDEX_NAME,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return
-    try:
-        files = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise TeacherError(
-            f"the {SAFE_WEIGHTS_INDEX_NAME} of {name!r} must tell the file of each weight, but: {error!r:.200}. Save it again."
-        ) from error
-    for file in files:
-        if not (isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file, re.ASCII)):
-            raise TeacherError(
-                f"the weights of {name!r} must all be safetensors files of its own, but its index names {file!r:.80}. Name "
-                "another model."
-            )
 
 
 def _read_pretrained_cfg(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:

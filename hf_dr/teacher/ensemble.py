@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -21,6 +21,7 @@ import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
 from hf_dr.settings import Real, as_plain, check_kind
+from hf_dr.teacher.classes import canonical, common_classes, listed_classes, resolve_classes
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of, member_of, preprocessing_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
@@ -83,7 +84,7 @@ class Teacher:
             check_kind("members", member, Member, "loaded members", advice)
         if not members:
             raise TeacherError(f"a teacher must have at least one member, got none. Name {HOW_TO_NAME}.")
-        wanted = _listed(classes)
+        wanted = listed_classes(classes)
         if precision not in tuple(PRECISIONS):
             raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}. Choose one.")
         Real(0, above=True).check("temperature", temperature)
@@ -95,8 +96,8 @@ class Teacher:
         self.device = find_device(device)
         self.channels_last = channels_last
         larger = wanted is None or any(member.num_classes > len(wanted) for member in members)
-        self._class_ids = [_resolve_classes(member, wanted, larger=larger) for member in members]
-        self.num_classes, self.labels = _common_classes(members, self._class_ids)
+        self._class_ids = [resolve_classes(member, wanted, larger=larger) for member in members]
+        self.num_classes, self.labels = common_classes(members, self._class_ids)
         self._models = []
         for member in members:
             model = member.model.eval().to(self.device)
@@ -272,9 +273,9 @@ class Teacher:
                 f"the teacher must answer over the dataset's {len(names)} classes, but it has {self.num_classes}. Name another "
                 "teacher, or pass `classes` (--teacher_classes) if the dataset has a subset of its classes."
             )
-        own = [{_canonical(name) for name in labels} for labels in self.labels or ()]
+        own = [{canonical(name) for name in labels} for labels in self.labels or ()]
         known = set().union(*own)
-        theirs = [_canonical(name) for name in names]
+        theirs = [canonical(name) for name in names]
         if known and known.isdisjoint(theirs):
             logger.warning(
                 "None of the dataset's class names is the teacher's: they are taken for the teacher's classes in their order, "
@@ -334,34 +335,6 @@ class _Memory:
     largest_batch: int | None = None
 
 
-def _common_classes(
-    members: Sequence[Member], class_ids_of: Sequence[list[int] | None]
-) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
-    """Checks that all members answer over the same classes and returns their number and names."""
-    counts, names = [], []
-    for member, class_ids in zip(members, class_ids_of, strict=True):
-        counts.append(member.num_classes if class_ids is None else len(class_ids))
-        labels = member.labels
-        if labels is not None and class_ids is not None:
-            labels = tuple(labels[c] for c in class_ids)
-        names.append(labels)
-    if len(set(counts)) > 1:
-        found = ", ".join(f"{m.id}: {c}" for m, c in zip(members, counts, strict=True))
-        raise TeacherError(
-            f"the members of a teacher must have the same classes, got {found}. Leave one out, or pass `classes`."
-        )
-    named = [(m, n) for m, n in zip(members, names, strict=True) if n is not None]
-    for member, labels in named[1:]:
-        first, expected = named[0]
-        for c, (a, b) in enumerate(zip(expected, labels, strict=True)):
-            if not {_canonical(x) for x in a} & {_canonical(x) for x in b}:
-                raise TeacherError(
-                    f"the members of a teacher must have the same classes in the same order, but class {c} is "
-                    f"{a[0]!r} for {first.id} and {b[0]!r} for {member.id}. Leave one out, or pass `classes` by name."
-                )
-    return counts[0], named[0][1] if named else None
-
-
 def _check_views(views: Any) -> None:
     if isinstance(views, torch.Tensor) and views.dtype == torch.uint8 and views.ndim == 4 and views.shape[1] == 3:
         return
@@ -403,79 +376,3 @@ def _refuse_twins(members: Sequence[Member]) -> None:
                 "weights (timm sends some old names to one checkpoint). Name another model or leave one out."
             )
         seen[member.weights_hash] = member.id
-
-
-def _canonical(name: str) -> str:
-    """`Great_White_Shark, Carcharodon` and `great white shark` are one class."""
-    words = name.split(",", maxsplit=1)[0].replace("_", " ").replace("-", " ").strip().casefold()
-    return {"cra": "crab"}.get(words, words)  # as the Hub's copy of CIFAR-100 spells it
-
-
-def _listed(classes: Any) -> list[Any] | None:
-    """Returns `classes` as a list of texts and whole numbers; a ConfigError if they are something else."""
-    if classes is None:
-        return None
-    # A set has no order, and a mapping would be read by its keys.
-    if isinstance(classes, (str, bytes, set, frozenset, Mapping)) or not hasattr(classes, "__len__"):
-        raise ConfigError(f"`classes` must be a list of names or numbers, got {classes!r:.80}. Put it into a list.")
-    entries = [as_plain(entry) for entry in (classes.tolist() if hasattr(classes, "tolist") else classes)]
-    for entry in entries:
-        if isinstance(entry, bool) or not isinstance(entry, (str, int)):
-            raise ConfigError(
-                f"`classes` must hold names or whole numbers, got {entry!r:.80}. Give each class its name or its number."
-            )
-    return entries
-
-
-def _resolve_classes(member: Member, classes: list[Any] | None, *, larger: bool) -> list[int] | None:
-    """Returns the member's class ids for the dataset's classes; None where they are the same.
-
-    `larger` says whether a member of the teacher has more classes.
-    """
-    if classes is None:
-        return None
-    # Classes of a larger member. Names are meant for all that know any; all its own numbers, in another order, for this one.
-    if larger and len(classes) == member.num_classes:
-        by_name = isinstance(classes[0], str)
-        for_this_one = member.labels is not None if by_name else set(classes) == set(range(member.num_classes))
-        if not for_this_one:
-            return None
-    if len(classes) == 0:
-        raise TeacherError("`classes` must name at least one class, got an empty list. Leave it out for all classes.")
-    ids: list[int] = []
-    known: dict[str, set[int]] = {}
-    whole: dict[str, set[int]] = {}  # by all of a name: "cardigan" is a jacket, "Cardigan, Cardigan Welsh corgi" a dog
-    for c, names in enumerate(member.labels or ()):
-        for name in names:
-            known.setdefault(_canonical(name), set()).add(c)
-            whole.setdefault(name.strip().casefold(), set()).add(c)
-    for entry in classes:
-        if isinstance(entry, str):
-            if not known:
-                raise TeacherError(f"`classes` has names, but {member.id} knows none. Give the indices of its classes.")
-            if _canonical(entry) not in known:
-                raise TeacherError(
-                    f"`classes` must name classes of {member.id}, which has no {entry!r} (it has e.g. "
-                    f"{', '.join(repr(n[0]) for n in (member.labels or ())[:3])}). Give the indices of its classes."
-                )
-            meant = whole.get(entry.strip().casefold()) or known[_canonical(entry)]
-            if len(meant) > 1:
-                several = ", ".join(f"{c} ({', '.join((member.labels or ())[c])})" for c in sorted(meant))
-                raise TeacherError(
-                    f"`classes` must name one class each, but {entry!r} is several of {member.id}: {several}. Give its WordNet "
-                    "id or its number."
-                )
-            ids.append(next(iter(meant)))
-        elif 0 <= entry < member.num_classes:
-            ids.append(entry)
-        else:
-            raise TeacherError(
-                f"`classes` must hold numbers from 0 to {member.num_classes - 1}, the classes of {member.id}, got {entry}. "
-                "Correct it."
-            )
-    if len(set(ids)) < len(ids):
-        twice = next(c for c in ids if ids.count(c) > 1)
-        raise TeacherError(
-            f"`classes` must not repeat a class, but class {twice} of {member.id} stands there twice. Leave one out."
-        )
-    return None if ids == list(range(member.num_classes)) else ids

@@ -278,11 +278,6 @@ def base_of(name: str, flags: Any) -> Path:
 
 def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
     """Makes a copy of both splits with photos of so many pixels on the shorter side (0: as they are), if it is not there."""
-
-    def shrink(row: dict[str, Any]) -> dict[str, Any]:
-        image = row["image"].convert("RGB")
-        return {"image": common.shrunk(image, side) if side else image}
-
     for split in ("train", "test"):
         path = to / f"{split}-00000-of-00001.parquet"
         if not path.exists():
@@ -290,7 +285,7 @@ def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
             photos = datasets.load_dataset("parquet", data_files={split: f"{folder}/{split}-*.parquet"}, split=split)
             if rows is not None and split == "train":
                 photos = photos.select(range(min(rows, len(photos))))
-            photos.map(shrink).to_parquet(path.with_suffix(".tmp"))
+            photos.map(common.shrunk_row, fn_kwargs={"side": side}).to_parquet(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
     return to
 

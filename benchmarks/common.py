@@ -106,6 +106,15 @@ def shrunk(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
+def shrunk_row(row: dict[str, Any], side: int) -> dict[str, Any]:
+    """Returns a row's picture in RGB, with so many pixels on the shorter side (0: as it is), for `Dataset.map`.
+
+    It stands here and not in a script, of which `map` would try to store all that the script has imported.
+    """
+    image = row["image"].convert("RGB")
+    return {"image": shrunk(image, side) if side else image}
+
+
 def as_array(column: pa.ChunkedArray) -> np.ndarray:
     """Returns a column of numbers, or of lists of fixed sizes in each other, as an array of as many dimensions."""
     array, shape = column.combine_chunks(), [len(column)]

@@ -5,7 +5,7 @@
 
 For every set and student the same model, data path, optimizer and steps, on several seeds. Keys: `<set>_<student>_` with
 `top1_gain`, `nll_gain`, `ece_gain`, `mce_gain` (of reinforced over erm, mean over seeds; above 0 is better; NLL in nats,
-the others as shares), `..._gain_std`, `seeds`, and the means themselves. Sets:
+the others as shares), `..._gain_std`, `seeds`, the means themselves, and `..._top1_by_seed`. Sets:
 
 - fashion_mnist: 10,000 images of 28x28, the embedded teachers (trained on all 60,000).
 - cifar10: 10,000 images of 32x32.
@@ -437,6 +437,11 @@ def main() -> None:
                 prefix = f"{name}_{student}{suffix(flags)}"
                 result |= comparison.to_dict(prefix)
                 result[f"{prefix}_objectives"] = " ".join(flags.objectives)
+                for (
+                    objective
+                ) in comparison.objectives:  # so that other teachers' students are compared seed by seed, too
+                    by_seed = comparison.values(objective, "top1").round(5).tolist()
+                    result[f"{prefix}_{objective}_top1_by_seed"] = by_seed
                 if flags.teachers.endswith("calibrated"):
                     result[f"{name}_temperature"] = temperature_of(name, case_of(name, flags), flags)
                 tables.append(comparison.to_markdown())

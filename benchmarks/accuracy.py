@@ -51,7 +51,8 @@ from safetensors.torch import load_file
 
 from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.launch import launch
-from hf_dr.evaluation.comparison import Comparison, run_comparison
+from hf_dr.evaluation.comparing import run_comparison
+from hf_dr.evaluation.comparison import Comparison
 from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.generation.calibration import held_out_answers
 from hf_dr.replay.join import index_images, pixels_digest

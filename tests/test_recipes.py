@@ -25,7 +25,7 @@ from hf_dr.cli.smoke import Described, Rehearsal
 from hf_dr.cli.train import StudentArguments
 from hf_dr.cli.yaml_files import read_configs, read_yaml
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.comparison import CompareConfig
+from hf_dr.evaluation.config import CompareConfig
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.views.rng import view_rng

@@ -27,7 +27,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     start_logging()
     from hf_dr.cli.smoke import rehearse
     from hf_dr.cli.teach import read_training_arguments
-    from hf_dr.evaluation.comparison import run_comparison, training_flags
+    from hf_dr.evaluation.comparing import run_comparison, training_flags
 
     if smoke.smoke:
         return rehearse("compare", argv, prog, vars(config))

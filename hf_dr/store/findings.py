@@ -22,7 +22,7 @@ FINGERPRINT_KEY = "fingerprint"
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `hf-dr inspect` found; see `Inspection` and `LabelStatistics` in `hf_dr.generation.inspection`.
+    """What `hf-dr inspect` found; see `hf_dr.generation.inspection.Inspection` and its `labels`.
 
     `unmixed_views` are those that are compared with the labels. Where there are none, what follows is None.
     """

@@ -13,7 +13,7 @@ from conftest import as_cell
 from torch import nn
 
 from hf_dr.evaluation import run as evaluation
-from hf_dr.evaluation.comparison import compare
+from hf_dr.evaluation.comparing import compare
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig

@@ -21,8 +21,9 @@ from scipy import stats
 from hf_dr.cli.launch import COMMANDS
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.evaluation import comparison
-from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison, t_quantile, training_flags
+from hf_dr.evaluation import comparing
+from hf_dr.evaluation.comparing import compare, is_finished, run_comparison, training_flags
+from hf_dr.evaluation.comparison import Comparison, t_quantile
 from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.gathering import RUN_NOTE, Run, read_run
 from hf_dr.evaluation.report import Report, Result
@@ -349,7 +350,7 @@ def test_the_page_tells_no_place_of_a_model(config, tmp_path):
         "me/net@v1",
     ]
     content["train"] |= {"student": named[0], "model_args": "{}"}
-    facts = dict(comparison._facts(CompareConfig(**content, teacher=named), 1, made_up().report))
+    facts = dict(comparing._facts(CompareConfig(**content, teacher=named), 1, made_up().report))
     assert facts["student"] == "large {}"
     assert facts["teacher of kd"] == "large + timm:resnet18@r18.safetensors + timm/resnet18.a1_in1k + me/net@v1"
 
@@ -493,10 +494,10 @@ def compare_together(plus: str, base: str, out: str) -> None:
         seen.append(objective)
         return Run(objective, seed, folder, 1.0, 1, [])
 
-    comparison.read_run = read
-    comparison.compare = lambda *settings: (_ for _ in ()).throw(SystemExit(0))  # the first process is done here
+    comparing.read_run = read
+    comparing.compare = lambda *settings: (_ for _ in ()).throw(SystemExit(0))  # the first process is done here
     sets = {"sets": [f"a={base}:train"]}
-    found = comparison.run_comparison(CompareConfig("t", out, {"dataset": plus}, sets, seeds=[0]), train)
+    found = comparing.run_comparison(CompareConfig("t", out, {"dataset": plus}, sets, seeds=[0]), train)
     assert found is None
     assert state.process_index == 1
     assert seen == ["erm", "reinforced"]

@@ -14,10 +14,12 @@ import pytest
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 from samples import rewritten
 
+import hf_dr.generation.answer_statistics
 import hf_dr.generation.inspection
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.generation.answer_statistics import NUM_SUSPECTS
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.inspection import NUM_SUSPECTS, inspect
+from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -185,7 +187,7 @@ def test_batches_of_one_row_give_the_same(tmp_path, mislabelled, tiny_teacher, m
     """The list of suspects is longer than a batch, and more rows want to be on it than it takes."""
     reinforce(mislabelled, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=23))
     whole = inspect(tmp_path)
-    monkeypatch.setattr(hf_dr.generation.inspection, "NUM_SUSPECTS", 5)
+    monkeypatch.setattr(hf_dr.generation.answer_statistics, "NUM_SUSPECTS", 5)
     assert inspect(tmp_path).labels.suspects == whole.labels.suspects[:5]
     monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)
     piecewise = inspect(tmp_path)

@@ -182,6 +182,8 @@ def make_plan(
     rows = str(dataset.split or "train")
     if "+" in rows:
         settings["base"] = {"split": rows, **settings["base"]}
+    elif "[" in rows and "[:" not in rows:
+        logger.info("`%s` is stored as split `%s`; its rows are counted from 0.", rows, _first_split(rows))
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
     provenance = Provenance(
         config_name=config_name,

@@ -310,7 +310,7 @@ class ReinforcedDataset(MappedReinforcedData):
                 raise ReplayError(
                     f"{self.rows.name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found "
                     f"another ({found:016x}). Give {self.provenance.named_base}, unchanged; a base that is streamed must have "
-                    "its order, too."
+                    "its order, too: where a slice of it was reinforced, leave `streaming` out."
                 )
             self._checked[slot] = True
         return image

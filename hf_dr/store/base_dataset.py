@@ -223,6 +223,8 @@ def load_parquet(
 def _part_of(saved: Any, split: str) -> Any:
     """Returns the rows of a saved dataset, or of several splits, that `split` means: all, or a slice such as `train[:1000]`.
 
+    They have its name: those of a DatasetDict may have none, or both parts of one split the name of that.
+
     Raises:
         ValueError: There is no such split.
     """
@@ -233,7 +235,7 @@ def _part_of(saved: Any, split: str) -> Any:
         rows = splits[part.splitname]
         chosen = range(*slice(part.from_, part.to).indices(len(rows)))
         parts.append(rows if len(chosen) == len(rows) else rows.select(chosen))
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return datasets.concatenate_datasets(parts, split=datasets.NamedSplit(split))
 
 
 def check_cache() -> None:

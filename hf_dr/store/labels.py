@@ -117,8 +117,12 @@ def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Na
         image_column: The column of the images.
         advice: For other datasets.
     """
-    if dataset.info.builder_name != "imagefolder" or dataset.column_names != [image_column]:
-        return advice  # a metadata file leaves other columns
+    if dataset.info.builder_name != "imagefolder" or "label" in dataset.column_names:
+        return advice
+    if dataset.column_names != [image_column]:  # those of a metadata file
+        return (
+            f"{advice} `datasets` takes no folders for classes next to a metadata file: for these move the file away."
+        )
     cells = undecoded_images(dataset, image_column)[image_column]
     paths = [Path(cell["path"]) for cell in cells if cell and cell["path"] and cell["bytes"] is None]
     if not paths or len(paths) < len(cells):  # images that were changed since

@@ -16,7 +16,7 @@ from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.hub.retry
 import hf_dr.replay.loading
-from hf_dr.errors import ConfigError, DataError, FormatError, HubError
+from hf_dr.errors import ConfigError, DataError, FormatError, HubError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.hub.fetch import fetch_config
@@ -407,9 +407,28 @@ def test_rows_of_several_splits_are_found_by_the_name_of_their_base(hub, tiny_da
         load_reinforced(folder, base=tiny_dataset.select(range(8)))
     assert "split `train[6:]+test`" in (folder / "README.md").read_text()
     part = datasets.load_dataset("org/base", split="train[6:]")
-    plus = load_reinforced(small(part, tiny_teacher, tmp_path / "part", "overlay", overlay=True), base="org/base")
+    with caplog.at_level("INFO"):
+        folder = small(part, tiny_teacher, tmp_path / "part", "overlay", overlay=True)
+    assert "`train[6:]` is stored as split `train`; its rows are counted from 0." in caplog.text
+    plus = load_reinforced(folder, base="org/base")
     assert (plus.provenance.base_split, len(plus)) == ("train", 2)
     np.testing.assert_array_equal(np.asarray(plus.example_image(1)), np.asarray(tiny_dataset[7]["image"]))
+    with pytest.raises(ReplayError, match="where a slice of it was reinforced, leave `streaming` out"):
+        list(load_reinforced(folder, base="org/base", streaming=True))
+
+
+def test_a_split_of_a_saved_dataset_is_found_by_its_name(tiny_dataset, tiny_teacher, tmp_path):
+    """Both halves of `train_test_split` say that they are the split `train`, and those of `from_dict` say nothing."""
+    halves = tiny_dataset.train_test_split(4, shuffle=False)
+    halves.save_to_disk(tmp_path / "base")
+    for split, rows in (("test", [8, 9, 10, 11]), ("train[6:]+test", range(6, 12))):
+        images, described = load_base(str(tmp_path / "base"), split=split)
+        config = ReinforceConfig(str(tmp_path / split), num_views=1, top_k=1, overlay=True)
+        reinforce_job(images, tiny_teacher, Augmentation([Resize((8, 8))]), config, base=described).run()
+        plus = load_reinforced(tmp_path / split, base=tmp_path / "base")
+        assert (plus.provenance.split, plus.provenance.base_split) == (split.split("[")[0], split)
+        for row, of_base in enumerate(rows):
+            np.testing.assert_array_equal(plus.example_image(row), tiny_dataset[of_base]["image"])
 
 
 def test_a_base_in_a_folder_is_known_by_the_folder_however_its_path_is_written(

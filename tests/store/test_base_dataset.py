@@ -63,7 +63,8 @@ def test_a_folder_of_several_saved_splits(tmp_path):
     for split, expected in (
         ("test", [9, 10]), ("train[:2]", [1, 2]), ("train[75%:]", [7, 8]), ("train[:1]+test[-1:]", [1, 10]),
     ):  # fmt: skip
-        assert load_base(str(tmp_path), split=split)[0]["number"][:] == expected
+        loaded, _ = load_base(str(tmp_path), split=split)
+        assert (loaded["number"][:], str(loaded.split)) == (expected, split)
     assert split_names(str(tmp_path)) == ["train", "test"]
     with pytest.raises(DataError, match=r"could not load split `tset` of .*Unknown split .tset."):
         load_base(str(tmp_path), split="tset")
@@ -225,12 +226,15 @@ def test_other_datasets_without_labels_get_other_advice(tmp_path, tiny_dataset, 
         assert label_advice(dataset, "image") == "Name `label_column`."
 
 
-def test_images_of_a_folder_that_were_changed_get_other_advice_too(tmp_path, tiny_dataset):
+def test_images_of_a_folder_that_were_changed_or_described_get_other_advice_too(tmp_path, tiny_dataset):
     tiny_dataset[0]["image"].save(tmp_path / "1.png")
     dataset, _ = load_base(str(tmp_path))
     changed = dataset.map(lambda row: {"image": row["image"].rotate(90)}, features=dataset.features)
-    for given in (changed, dataset.add_column("species", [3])):
-        assert label_advice(given, "image") == "Name `label_column`."
+    assert label_advice(changed, "image") == "Name `label_column`."
+    described = dataset.add_column("caption", ["as of a metadata file"])
+    assert label_advice(described, "image", "Name it.") == (
+        "Name it. `datasets` takes no folders for classes next to a metadata file: for these move the file away."
+    )
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_so():

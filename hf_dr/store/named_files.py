@@ -160,10 +160,15 @@ def check_own_files(
     for files in named_files(dataset):
         for row, path in zip(files.rows.tolist(), files.paths.to_pylist(), strict=True):
             if not belongs(path):
+                advice = (
+                    "Do not use a dataset of somebody else that reads your files. If it is your own and means this file, pass "
+                    "its folder as `files_from`."
+                )
+                if re.match("https?://", path):
+                    advice = "Nothing is fetched from there: download the files, and make a dataset of these."
                 raise DataError(
                     f"the cells of {name!r} must hold their files or name files of the dataset itself, but row {row} of column "
-                    f"`{files.column}` names {path!r:.200}{_link(path)}. Do not use a dataset of somebody else that reads your "
-                    "files. If it is your own and means this file, pass its folder as `files_from`."
+                    f"`{files.column}` names {path!r:.200}{_link(path)}. {advice}"
                 )
 
 

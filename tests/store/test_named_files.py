@@ -168,6 +168,14 @@ def test_local_datasets_are_refused(column: str, way: str, secret: Path, tmp_pat
     assert len(load_base(str(name), files_from=[str(secret.parent)])[0]) == 6
 
 
+def test_what_an_address_names_is_to_be_downloaded(tmp_path: Path) -> None:
+    parquet_of(naming("image", "https://example.com/1.jpg"), tmp_path / "train.parquet")
+    with pytest.raises(
+        DataError, match=r"names 'https://example\.com/1\.jpg'\. Nothing is fetched from there: download"
+    ):
+        load_base(str(tmp_path))
+
+
 @pytest.mark.parametrize("column", ["image", "audio", "sample"])
 def test_datasets_of_the_hub_are_refused(
     column: str, secret: Path, tmp_path: Path, loopback_hub: Any, tiny_teacher: Teacher

@@ -133,7 +133,7 @@ class WebDatasetExport:
         others = (plus.provenance.image_column, plus.provenance.label_column)
         own = [name for name in plus.plus.column_names if not schema.is_reserved(name) and name not in others]
         types = plus.plus.features.arrow_schema
-        self._own = [name for name in own if any(is_kind(types.field(name).type) for is_kind in _IN_JSON)]
+        self._own = [name for name in own if _is_of_json(types.field(name).type)]
         self._left_out = sorted(set(own) - set(self._own))
         told = [name for name in plus.plus.column_names if schema.is_reserved(name) and name not in self._answers]
         self._told = plus.plus.select_columns([*told, *self._own]).select(self._slots).with_format("arrow")
@@ -327,9 +327,22 @@ class WebDatasetExport:
         return {f"{key}.{suffix}": content for suffix, content in files.items()}
 
 
+def _is_of_json(kind: pa.DataType) -> bool:
+    """Whether values of a type are texts, truth values or numbers, or lists or dictionaries of them, such as boxes."""
+    if pa.types.is_struct(kind):
+        return all(_is_of_json(inner.type) for inner in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_of_json(kind.value_type)
+    return any(is_kind(kind) for is_kind in _IN_JSON)
+
+
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, (float, np.floating)) and not math.isfinite(value) else value
 
 
 def _readme(plus: ReinforcedDataset, examples: int, shards: int) -> str:

@@ -59,6 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
         "image": images,
         "label": [n % 8 for n in range(ROWS)],
         "note": [f"photo {n}, grün" for n in range(ROWS)],
+        "objects": [{"bbox": [[0.0, 1.5, math.nan, n]], "kinds": ["cat"]} for n in range(ROWS)],
         "taken": [datetime.datetime(2026, 1, 1)] * ROWS,
     }
     features = datasets.Features(
@@ -66,6 +67,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
             "image": datasets.Image(),
             "label": datasets.ClassLabel(names=list(CLASSES)),
             "note": datasets.Value("string"),
+            "objects": {
+                "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
+                "kinds": datasets.LargeList(datasets.Value("string")),
+            },
             "taken": datasets.Value("timestamp[s]"),
         }
     )
@@ -121,7 +126,8 @@ def test_webdataset_reads_what_is_stored(exported: Path, plus: Path, base: datas
         assert sample["cls"] == row["label"]
         assert sample["txt"] == about["label_name"] == CLASSES[row["label"]]
         assert about["id"] == sample["__key__"] == f"{row['source_index']:09d}"
-        assert about["base"] == {"note": row["note"]}
+        boxes = [[0.0, 1.5, None, row["source_index"]]]  # JSON has no NaN
+        assert about["base"] == {"note": row["note"], "objects": {"bbox": boxes, "kinds": ["cat"]}}
         for name, value in row.items():
             if name.startswith("aug_"):
                 assert about[name] == value

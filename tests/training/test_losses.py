@@ -191,6 +191,25 @@ def test_mass_above_one_by_rounding_is_harmless(tail):
     assert loss.isfinite().all()
 
 
+@pytest.mark.parametrize("tail", ["uniform", "image", "bucket"])
+@pytest.mark.parametrize("temperature", [2.0, 4.0])
+def test_rounding_of_a_sure_answer_is_not_softened_to_a_tail(tail, temperature):
+    """In float16, 0.7, 0.3 and almost nothing sum to 1 - 5e-5, of which a temperature of 4 would make a fifth of the target."""
+    answer = torch.tensor([0.7, 0.3, 1e-13] + [1e-14] * 9, dtype=torch.float64).log()
+    logprobs = answer[None, :3].half()
+    assert 1 - logprobs.double().exp().sum() > 4e-5
+    given = {"tail_ids_BT": torch.arange(12)[None], "tail_logprobs_BT": answer[None]} if tail == "image" else {}
+    student = torch.zeros(1, 12)
+    loss = reinforced_kl(student, torch.arange(3)[None], logprobs, tail=tail, temperature=temperature, **given)
+    target = (answer / temperature).softmax(-1)
+    if tail == "bucket":
+        target, share = torch.cat([target[:3], target[3:].sum()[None]]), torch.tensor([1, 1, 1, 9]) / 12
+    else:
+        share = torch.full((12,), 1 / 12)
+    expected = (target * (target / share).log()).sum() * temperature**2
+    torch.testing.assert_close(loss.double(), expected[None], rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("tail", TAIL_RULES)
 def test_a_certain_teacher_and_a_certain_student_stay_finite(tail):
     ids = torch.tensor([[0, 1]])

@@ -48,7 +48,8 @@ class Teacher:
     """An ensemble of classifiers over the same classes; probabilities are averaged in float32.
 
     Args:
-        members: At least one; no two with the same weights, all with the same classes.
+        members: At least one; no two with the same weights, all with the same classes. Those of another teacher are shared with
+            it, and are moved to this one's `device`: on another, the other teacher cannot answer any more.
         device: Where the members live. Default: the accelerator if there is one, which the log says.
         precision: `fp32`, or `bf16` / `fp16` under autocast.
         channels_last: Memory format of weights and views; convolutions are often faster with it.

@@ -224,6 +224,8 @@ def processor_of(model: Any, size: Size, normalization: Normalization | None = N
         size: Height and width of the views in pixels.
         normalization: Mean and std that the model learns with, on the scale 0 to 1. Default: the checkpoint's, else ImageNet's.
     """
+    if hasattr(model, "get_base_model"):  # adapters of PEFT around it
+        model = model.get_base_model()
     if is_timm(model) or not isinstance(model, PreTrainedModel):
         return None
     name = str(model.name_or_path)

@@ -148,6 +148,22 @@ def test_a_checkpoint_is_trained_with_its_own_processor(settings, plain, tmp_pat
     other = ReinforcedTrainer(student, settings(), normalization=IMAGENET, train_dataset=plain)
     assert tuple(other.processing_class.image_mean) == IMAGENET[0], "what is asked for counts"
 
+    class Adapted(nn.Module):
+        """As PEFT wraps a model."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = student
+
+        def get_base_model(self) -> nn.Module:
+            return self.base
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.base(**inputs)
+
+    trainer = ReinforcedTrainer(Adapted(), settings(), train_dataset=plain)
+    assert tuple(trainer.processing_class.image_mean) == COLOURS[0]
+
 
 def test_what_cannot_be_done_is_refused(settings, plain):
     given = {"train_dataset": plain, "processing_class": transformers.ViTImageProcessor(**SQUARE)}

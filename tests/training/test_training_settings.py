@@ -217,6 +217,10 @@ def test_the_students_own_normalization_is_used(plain, settings):
         ),
         ({"use_liger_kernel": True}, "`use_liger_kernel` has no part in this training, got True. Leave it out"),
         ({"ema_decay": 1.0}, "`ema_decay` must be above 0 and below 1, got 1.0"),
+        (
+            {"optim": "sgd", "optim_args": "momentum=0.5, nesterov=False"},
+            "`momentum` and `nesterov` of sgd must be settings of their own, got them in `optim_args` 'momentum=0.5, ne",
+        ),
     ],
 )
 def test_impossible_settings(settings, changes, message):

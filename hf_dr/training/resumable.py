@@ -121,7 +121,8 @@ class ResumableTrainer(Trainer):
             self.prepare_resume(checkpoint)
             try:
                 self._totals.resume_from(checkpoint)
-                return self._totals.of_all(super().train(checkpoint, trial, ignore_keys_for_eval))
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+                return output._replace(training_loss=output.metrics["train_loss"])
             finally:
                 for loader in self._loaders:  # at the process's exit torch would wait 5 seconds for each worker
                     end_workers(loader)
@@ -335,6 +336,12 @@ class ResumableTrainer(Trainer):
         loss = super().training_step(*args, **settings)
         self._divergence.watch(loss, self.state.global_step)
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **settings: Any) -> None:
+        """As Trainer's, but what a training ends with is of all its steps, also those before it was resumed."""
+        if "train_runtime" in logs:
+            self._totals.complete(logs)
+        super().log(logs, *args, **settings)
 
     def metric_names(self) -> set[str] | None:
         """Returns the names of what `evaluate` will measure, without `eval_`; None where that is not known before."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import TrainOutput
 
 from hf_dr.files import write_json
 from hf_dr.training.checkpoints import read_settings
@@ -51,28 +50,26 @@ class Totals(TrainerCallback):
             total = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
         write_json(checkpoint / TOTALS_FILE, total)
 
-    def of_all(self, output: TrainOutput) -> TrainOutput:
-        """Returns the output of a training with metrics of all its steps, also those before it was resumed; logs them, too."""
+    def complete(self, metrics: dict[str, Any]) -> None:
+        """Has the metrics with which a training ends cover all its steps, also those before it was resumed.
+
+        Before they are logged, and in place, because Trainer returns the same ones.
+        """
         before = self._before
         if before is None:
-            return output
+            return
         trainer = self._trainer
-        runtime = before["seconds"] + output.metrics["train_runtime"]
+        runtime = before["seconds"] + metrics["train_runtime"]
         losses = before["losses"] + trainer._total_loss_scalar  # Trainer has added the last ones
         self._all = {"seconds": runtime, "losses": losses}
         if not before["seconds"]:
-            return output
-        steps = output.global_step
+            return
+        steps = trainer.state.global_step
         if trainer.args.max_steps > 0:  # as Trainer counts them
             images = steps * trainer.get_total_train_batch_size(trainer.args)
         else:
             images = trainer.state.epoch * trainer.num_examples(trainer.callback_handler.train_dataloader)
-        whole = {
-            "train_runtime": round(runtime, 4),
-            "train_samples_per_second": round(images / runtime, 3),
-            "train_steps_per_second": round(steps / runtime, 3),
-            "train_loss": losses / steps,
-        }
-        logged = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
-        logged.update(whole)
-        return output._replace(training_loss=whole["train_loss"], metrics={**output.metrics, **whole})
+        metrics["train_runtime"] = round(runtime, 4)
+        metrics["train_samples_per_second"] = round(images / runtime, 3)
+        metrics["train_steps_per_second"] = round(steps / runtime, 3)
+        metrics["train_loss"] = losses / steps

@@ -29,6 +29,7 @@ from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
+from hf_dr.training.resumable import _Bars
 from hf_dr.training.student_inputs import load_processor
 from hf_dr.training.totals import TOTALS_FILE
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -163,7 +164,9 @@ def test_running_again_resumes(call, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("at", "objective"), [(2, "reinforced"), (2, "kd"), (STEPS, "erm"), (2 * STEPS, "reinforced")])
-def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrupted, teacher, at, objective):
+def test_ctrl_c_loses_no_step_and_no_evaluation(
+    call, tmp_path, caplog, monkeypatch, interrupted, teacher, at, objective
+):
     settings = ["--save_strategy", "no", "--eval_strategy", "epoch", "--objective", objective]
     settings += ["--teacher", teacher] if objective == "kd" else []
     assert call(*settings, out="whole") == 0
@@ -175,6 +178,8 @@ def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrup
     assert f"Stopped at step {at} of 6: the same command goes on from checkpoint-{at}." in caplog.messages
     kept = read(tmp_path / "out" / f"checkpoint-{at}" / "trainer_state.json")["log_history"]
     assert [entry["step"] for entry in kept if "eval_top1" in entry] == list(range(STEPS, at + 1, STEPS))
+    logged: list[dict[str, float]] = []  # on the terminal, and by what `report_to` names
+    monkeypatch.setattr(_Bars, "on_log", lambda *_, logs, **settings: logged.append({**logs}))
     assert call(*settings) == 0
     assert next(steps) == 2 * STEPS + 1
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
@@ -186,6 +191,8 @@ def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrup
     assert two["train_runtime"] > read(tmp_path / "out" / f"checkpoint-{at}" / TOTALS_FILE)["seconds"] > 0
     assert two["train_steps_per_second"] == pytest.approx(2 * STEPS / two["train_runtime"], rel=1e-3)
     assert two["train_samples_per_second"] == pytest.approx(2 * ROWS / two["train_runtime"], rel=1e-3)
+    (told,) = (entry for entry in logged if "train_runtime" in entry)
+    assert told == two
 
 
 @pytest.mark.parametrize("at", [2, STEPS, STEPS + 1, 2 * STEPS])

@@ -189,7 +189,7 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
             use_safetensors=True,
             dtype=torch.float32,  # whatever its file has: `bf16` and `fp16` decide the precision of the training
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ConfigError(
             f"could not load the model {name!r} ({str(error)[:300].rstrip('. ')}).{no_folder(name)} Name a Hub id, a folder, "
             "or `timm:ARCHITECTURE`, or `timm:ARCHITECTURE@FILE.safetensors`."

@@ -75,6 +75,10 @@ def test_students(tmp_path):
         ConfigError, match=r"could not load the model .*Name a Hub id, a folder, or `timm:ARCHITECTURE`"
     ):
         build_student(str(tmp_path), None, 8)
+    build_student("timm:test_resnet", None, 2).save_pretrained(tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"could not load the model .*/cut' .*header too small"):
+        build_student(str(tmp_path / "cut"), None, 2)
     student = build_student("timm:test_resnet", ["a", "b"], 2, size=SIZE)
     assert student.config.id2label == {0: "a", 1: "b"}
     assert json.loads(json.dumps(student.config.to_dict()))["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from safetensors import SafetensorError, safe_open
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.comparison import Comparison
@@ -224,8 +225,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = by_name(read_object(note, "Remove the folder, or choose another `output_dir`."))
-    # The folder may be written otherwise, or have moved. Older notes have settings without effect.
-    but = ["output_dir", "hub_token", *settings_without_effect(str(flags.get("objective", "reinforced")))]
+    # Folders may be written otherwise, or have moved: the fingerprint tells datasets. Older notes have settings without effect.
+    but = ["output_dir", "dataset", "hub_token", *settings_without_effect(str(flags.get("objective", "reinforced")))]
     differing = unlike_names(made_of, there, but=but)
     if differing:
         raise ConfigError(
@@ -235,6 +236,9 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     try:
         # Metrics of the training are written before the last evaluation, and its state after it.
         read_training(run, str(flags.get("objective")), int(flags["seed"]))
-    except DataError:  # or they were left in pieces, or somebody deleted them: the last checkpoint has them
+        for weights in run.glob("model*.safetensors"):
+            with safe_open(weights, "pt"):
+                pass
+    except (DataError, SafetensorError):  # or they were left in pieces, or deleted: the last checkpoint has them
         return False
     return holds_model(run) and (run / STUDENT_FILE).is_file()

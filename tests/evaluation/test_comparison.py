@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import children
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from samples import one_pixel_off
 from scipy import stats
 
@@ -523,14 +525,15 @@ def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):
     assert not is_finished(tmp_path / "run", flags)
     note = json.loads((tmp_path / "run" / "comparison_run.json").read_text())
     assert note["fingerprint"] == " ".join(2 * [tiny_plus.provenance.fingerprint])
-    with pytest.raises(ConfigError, match="must be a run of the same settings, but it differs in dataset, fingerprint"):
+    with pytest.raises(ConfigError, match="must be a run of the same settings, but it differs in fingerprint"):
         is_finished(tmp_path / "run", {**flags, "dataset": [str(tiny_folder)]})
 
 
-def test_a_run_stays_one_where_its_folder_is_written_otherwise_or_has_moved(tmp_path, tiny_folder):
-    flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0}
-    assert not is_finished(tmp_path / "run", {**flags, "output_dir": "run"})
-    assert not is_finished(tmp_path / "run", {**flags, "output_dir": tmp_path / "run"})
+def test_a_run_stays_one_where_a_folder_is_written_otherwise_or_has_moved(tmp_path, tiny_folder):
+    flags = {"name": "all_ops", "seed": 0}
+    moved = shutil.copytree(tiny_folder, tmp_path / "moved")
+    assert not is_finished(tmp_path / "run", {**flags, "dataset": str(tiny_folder), "output_dir": "run"})
+    assert not is_finished(tmp_path / "run", {**flags, "dataset": moved, "output_dir": tmp_path / "run"})
 
 
 def test_the_note_of_a_run_holds_no_token(tmp_path, tiny_folder):
@@ -549,10 +552,11 @@ def test_a_run_that_lacks_a_file_is_trained_to_its_end_again(tmp_path, tiny_fold
     assert not is_finished(tmp_path, flags)
     (tmp_path / "all_results.json").write_text(json.dumps({"train_runtime": 1.0}))
     (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": []}))
-    for other in ("student.json", "config.json", "model.safetensors"):
+    for other in ("student.json", "config.json"):
         (tmp_path / other).touch()
+    save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors")
     assert is_finished(tmp_path, flags)
-    if name in ("all_results.json", "trainer_state.json"):
+    if name in ("all_results.json", "trainer_state.json", "model.safetensors"):
         (tmp_path / name).write_text("")  # as a machine that went down may leave it
         assert not is_finished(tmp_path, flags)
     (tmp_path / name).unlink()

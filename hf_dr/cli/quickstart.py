@@ -111,7 +111,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
             _check_fits(command, out, before, kept[command])
         print(f"\n$ {shlex.join(['hf-dr', command, *arguments])}\n", flush=True)
         status = launch(command, arguments, f"hf-dr {command}")
-        if status and command == "reinforce":
+        if status == 2 and command == "reinforce":  # not where it was stopped
             logger.error(
                 "If the teacher was refused, it has learned too little of these images: give it more `num_train_epochs`, or "
                 "name a pretrained `teacher`. To use it as it is, run the printed command with --allow_disagreement, then this."
@@ -136,7 +136,7 @@ def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> N
     if found:
         raise ConfigError(
             f"`{command}` in {out} was finished with other {', '.join(found)}, and what was made of it would not fit. Restore "
-            "them, only `seeds` may change; or choose another `output_dir`."
+            "them, with the paths as they were written: only `seeds` may change; or choose another `output_dir`."
         )
 
 

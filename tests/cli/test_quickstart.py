@@ -96,6 +96,13 @@ def test_a_teacher_that_is_refused_is_told_from_other_teachers(recorded, photos,
     assert "If the teacher was refused, it has learned too little of these images: give it more" in caplog.text
 
 
+@pytest.mark.usefixtures("recorded")
+def test_a_teacher_is_not_called_refused_where_reinforcing_was_stopped(photos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_dr.cli.make.reinforce_command", lambda argv, prog: 130)
+    assert quickstart(photos, tmp_path / "out") == 130
+    assert "If the teacher was refused" not in caplog.text
+
+
 def test_the_last_batch_can_be_left_out_by_all_trainings(recorded, photos, tmp_path, capsys):
     assert quickstart(photos, tmp_path / "out", "--dataloader_drop_last") == 0
     (taught,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("$ hf-dr teach"))

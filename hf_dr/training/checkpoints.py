@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -218,6 +219,33 @@ _ABOUT = {
 def in_words(found: Mapping[str, str]) -> str:
     """Returns what `differences` found, for a message."""
     return "; ".join(f"{name}{_ABOUT.get(name, '')}: {values}" for name, values in found.items())
+
+
+def check_processes_alike(args: TrainingArguments, checkpoint: str | None, run_settings: dict[str, Any] | None) -> None:
+    """Checks that no process would go on at another step, or train on other data or with other settings; all call it.
+
+    Args:
+        args: This process's.
+        checkpoint: From which it goes on, if it does.
+        run_settings: What else decides its batches and their loss.
+
+    Raises:
+        ConfigError: One would; in all processes.
+    """
+    place = "the beginning" if checkpoint is None else Path(checkpoint).name
+    processes = gather_object([(place, {**kept_settings(args), **(run_settings or {})})])
+    places = sorted({place for place, _ in processes})
+    if len(places) > 1:
+        raise ConfigError(
+            f"all processes must go on at the same place, found {', '.join(places)}. `output_dir` must be one folder that "
+            "all nodes share."
+        )
+    for rank, (_, settings) in enumerate(processes):
+        if differing := differences(processes[0][1], settings):
+            raise ConfigError(
+                f"all processes must train alike, but process {rank} (here) and process 0 (there) differ in "
+                f"{in_words(differing)}. Give all nodes the same command and the same data."
+            )
 
 
 def check_saved_whole(accelerator: Accelerator) -> None:

@@ -15,7 +15,6 @@ import filelock
 import torch
 import transformers.trainer
 from accelerate import skip_first_batches
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -35,12 +34,11 @@ from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
+    check_processes_alike,
     check_saved_whole,
     compare_settings,
-    differences,
     find_damage,
     found_batch_size,
-    in_words,
     keep_checkpoints,
     kept_settings,
     load_renamed,
@@ -117,7 +115,8 @@ class ResumableTrainer(Trainer):
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-            self._check_alike(checkpoint)
+            if self.args.world_size > 1:
+                check_processes_alike(self.args, checkpoint, self.run_settings())
             self.prepare_resume(checkpoint)
             try:
                 self._totals.resume_from(checkpoint)
@@ -127,25 +126,6 @@ class ResumableTrainer(Trainer):
                 for loader in self._loaders:  # at the process's exit torch would wait 5 seconds for each worker
                     end_workers(loader)
                 self._loaders.clear()
-
-    def _check_alike(self, checkpoint: str | None) -> None:
-        """Refuses processes that would go on at different steps, or train on other data or with other settings."""
-        if self.args.world_size == 1:
-            return
-        place = "the beginning" if checkpoint is None else Path(checkpoint).name
-        processes = gather_object([(place, {**kept_settings(self.args), **(self.run_settings() or {})})])
-        places = sorted({place for place, _ in processes})
-        if len(places) > 1:
-            raise ConfigError(
-                f"all processes must go on at the same place, found {', '.join(places)}. `output_dir` must be one folder that "
-                "all nodes share."
-            )
-        for rank, (_, settings) in enumerate(processes):
-            if differing := differences(processes[0][1], settings):
-                raise ConfigError(
-                    f"all processes must train alike, but process {rank} (here) and process 0 (there) differ in "
-                    f"{in_words(differing)}. Give all nodes the same command and the same data."
-                )
 
     @contextmanager
     def alone(self) -> Iterator[None]:

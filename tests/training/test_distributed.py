@@ -20,6 +20,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.processes import process_state
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import check_processes_alike
 from hf_dr.training.evaluated import share_buffers
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same, timm_student
@@ -133,7 +134,7 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_is_said(tmp_path):
 def refusal(trainer: ReinforcedTrainer, checkpoint: str | None) -> str | None:
     """Why the processes may not go on from a checkpoint."""
     try:
-        trainer._check_alike(checkpoint)
+        check_processes_alike(trainer.args, checkpoint, trainer.run_settings())
     except ConfigError as error:
         return str(error)
     return None

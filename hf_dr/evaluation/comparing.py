@@ -77,7 +77,8 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     learned_from = each_dataset(config.train["dataset"], config.train.get("name"))
     plus = expanded(learned_from[0][0])
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
-        raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
+        found = f"{len(learned_from)} datasets" if len(learned_from) > 1 else plus
+        raise ConfigError(f"`save` needs one dataset in a folder, got {found}. Give a folder, or leave `save` out.")
     evaluation = config.evaluation([])
     # What is wrong with the set would only be found when all students are trained.
     (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))

@@ -73,9 +73,10 @@ class Agreement:
         """Refuses a teacher whose answers agree with the labels no better than by chance."""
         if self.is_near_chance:
             raise TeacherError(
-                f"the teacher's most probable class must be the label more often than by chance ({100 * self.chance:.1f} %), "
-                f"found it in {self}. It was trained on other classes, or on the same in another order: name another teacher, "
-                "or pass `classes` (--teacher_classes). Where the labels themselves are wrong, pass `allow_disagreement`."
+                "the teacher's most probable class must be the label clearly more often than by chance "
+                f"({100 * self.chance:.1f} %), found it in {self}. It was trained on other classes, or on the same in another "
+                "order: name another teacher, or pass `classes` (--teacher_classes). Where the labels themselves are wrong, "
+                "pass `allow_disagreement`."
             )
 
 

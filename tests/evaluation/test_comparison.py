@@ -425,10 +425,11 @@ def test_a_mapping_of_settings_is_given_on_as_json():
 
 def test_save_needs_a_folder(config, capsys):
     settings = yaml.safe_load(config.read_text())
-    settings["train"]["dataset"] = "me/nowhere"
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert main(["compare", "--config", str(config)]) == 2
-    assert "`save` needs one dataset in a folder, got me/nowhere" in capsys.readouterr().err
+    for dataset, found in (("me/nowhere", "me/nowhere"), ([settings["train"]["dataset"]] * 2, "2 datasets")):
+        settings["train"]["dataset"] = dataset
+        config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        assert main(["compare", "--config", str(config)]) == 2
+        assert f"`save` needs one dataset in a folder, got {found}." in capsys.readouterr().err
 
 
 def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):

@@ -103,8 +103,8 @@ def config(folder: Path, **settings) -> ReinforceConfig:
 @pytest.mark.parametrize("augmentation", [PLAIN, Augmentation([*PLAIN.ops, MixUp(p=1)])], ids=["plain", "mixed"])
 def test_another_order_of_classes_is_refused_before_anything_is_written(tmp_path, images, shifted, augmentation):
     message = (
-        r"most probable class must be the label more often than by chance \(\d+\.\d %\), found it in \d+\.\d\d % of 100 "
-        r"unmixed views\. It was trained on other classes, or on the same in another order: name another teacher, or pass "
+        r"most probable class must be the label clearly more often than by chance \(\d+\.\d %\), found it in \d+\.\d\d % of "
+        r"100 unmixed views\. It was trained on other classes, or on the same in another order: name another teacher, or pass "
         r"`classes` \(--teacher_classes\)\. Where the labels themselves are wrong, pass `allow_disagreement`\."
     )
     with pytest.raises(TeacherError, match=message):

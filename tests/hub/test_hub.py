@@ -433,6 +433,10 @@ def test_a_folder_without_a_plus_dataset_is_refused(loopback_hub: LoopbackHub, t
         push_to_hub([tmp_path], REPO)
     with pytest.raises(FormatError, match=r'must hold a "\+" dataset, but no folder in it has a reinforcement.json'):
         push_to_hub(tmp_path, REPO)
+    (tmp_path / "randaug").mkdir()
+    (tmp_path / "randaug" / PROVENANCE_FILE).write_text("{}")
+    with pytest.raises(ConfigError, match=r"found that of its configuration `randaug`\. Name the folder above it, "):
+        push_to_hub(tmp_path / "randaug", REPO)
     with pytest.raises(FormatError, match=r'expected the folder of a "\+" dataset, found none at .*nowhere'):
         push_to_hub(tmp_path / "nowhere", REPO)
 

@@ -438,9 +438,8 @@ def main() -> None:
                 prefix = f"{name}_{student}{suffix(flags)}"
                 result |= comparison.to_dict(prefix)
                 result[f"{prefix}_objectives"] = " ".join(flags.objectives)
-                for (
-                    objective
-                ) in comparison.objectives:  # so that other teachers' students are compared seed by seed, too
+                # So that other teachers' students are compared seed by seed, too.
+                for objective in comparison.objectives:
                     by_seed = comparison.values(objective, "top1").round(5).tolist()
                     result[f"{prefix}_{objective}_top1_by_seed"] = by_seed
                 if flags.teachers.endswith("calibrated"):

@@ -226,8 +226,12 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = by_name(read_object(note, "Remove the folder, or choose another `output_dir`."))
-    # Folders may be written otherwise, or have moved: the fingerprint tells datasets. Older notes have settings without effect.
-    but = ["output_dir", "dataset", "hub_token", *settings_without_effect(str(flags.get("objective", "reinforced")))]
+    # The folder may be written otherwise, or have moved. Older notes have settings without effect.
+    but = ["output_dir", "hub_token", *settings_without_effect(str(flags.get("objective", "reinforced")))]
+    # So may that of the "+" dataset. Another one that is still there can have other labels, which no fingerprint tells.
+    before = expanded(str(there.get("dataset")))
+    if before.resolve() == expanded(str(flags["dataset"])).resolve() or (before.is_absolute() and not before.exists()):
+        but.append("dataset")
     differing = unlike_names(made_of, there, but=but)
     if differing:
         raise ConfigError(

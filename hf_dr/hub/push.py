@@ -202,9 +202,10 @@ def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
         check_names("configs", configs)
     there = config_names(folder)
     if not there and (folder / PROVENANCE_FILE).is_file():
+        config = folder.resolve()
         raise ConfigError(
-            f'expected the folder of a whole "+" dataset, found that of its configuration `{folder.name}`. Name the folder '
-            f"above it, {folder.parent}; `configs` chooses among several."
+            f'expected the folder of a whole "+" dataset, found that of its configuration `{config.name}`. Name the folder '
+            f"above it, {config.parent}; `configs` chooses among several."
         )
     named: Sequence[str | None] = configs or there or [None]  # None is refused by `choose_config`
     return list(dict.fromkeys(choose_config(name, there, str(folder)) for name in named))

@@ -235,7 +235,7 @@ def _part_of(saved: Any, split: str) -> Any:
         rows = splits[part.splitname]
         chosen = range(*slice(part.from_, part.to).indices(len(rows)))
         parts.append(rows if len(chosen) == len(rows) else rows.select(chosen))
-    return datasets.concatenate_datasets(parts, split=datasets.NamedSplit(split))
+    return datasets.concatenate_datasets(parts, split=datasets.NamedSplit("".join(split.split())))
 
 
 def check_cache() -> None:

@@ -164,7 +164,7 @@ def check_own_files(
                     "Do not use a dataset of somebody else that reads your files. If it is your own and means this file, pass "
                     "its folder as `files_from`."
                 )
-                if re.match("https?://", path):
+                if path.startswith(("http://", "https://")):
                     advice = "Nothing is fetched from there: download the files, and make a dataset of these."
                 raise DataError(
                     f"the cells of {name!r} must hold their files or name files of the dataset itself, but row {row} of column "

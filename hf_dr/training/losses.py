@@ -52,8 +52,8 @@ def reinforced_kl(
         tail: See above.
         temperature: Both distributions are softened by it (Hinton et al., arXiv:1503.02531), and the result is
             multiplied by its square, so that gradients keep their size. A tail as one event is softened as if it were uniform.
-            What is softened of m is no more than the least kept class has, for each class that was not kept: rounding of sure
-            answers would be raised to a large part of the target.
+            What is softened of m, and with `image` at 1, too, is no more than the least kept class has, for each class that was
+            not kept: rounding of sure answers would be raised to a large part of the target.
         tail_ids_BT: For `image` only: the classes of each image's tail, int64, distinct within a row, below C; they may be
             kept ones.
         tail_logprobs_BT: Their natural log-probabilities in the image's mean answer.

@@ -98,7 +98,7 @@ class ResumableArguments(TrainingArguments):
         if plain(self.optim) == "sgd" and ("momentum" in given or "nesterov" in given):
             raise ConfigError(
                 f"`momentum` and `nesterov` of sgd must be settings of their own, got them in `optim_args` {given!r:.80}. Take "
-                "them out of it, and set those two of ReinforcedTrainingArguments."
+                "them out of it, and set those two."
             )
         if self.auto_find_batch_size and self.batch_size is not None:
             raise ConfigError(

@@ -68,9 +68,9 @@ def _soften(
 
 
 def _rest_logprob(logprobs_BK: torch.Tensor, rest: int) -> torch.Tensor:
-    """Returns the log-probability (B,) of all classes that were not kept, of which there are so many.
+    """Returns the log-probability (B,) of all classes together that were not kept, of which there are so many.
 
-    None of them has more than the least of the kept ones. What rounding, of float16 among others, leaves of 1 minus the sum of
+    None of them had more than the least of the kept ones. What rounding, of float16 among others, leaves of 1 minus the sum of
     a sure answer is far more, and a temperature would raise it.
     """
     mass_B = (1 - logprobs_BK.exp().sum(-1)).clamp(min=0)

@@ -526,15 +526,19 @@ def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):
     assert not is_finished(tmp_path / "run", flags)
     note = json.loads((tmp_path / "run" / "comparison_run.json").read_text())
     assert note["fingerprint"] == " ".join(2 * [tiny_plus.provenance.fingerprint])
-    with pytest.raises(ConfigError, match="must be a run of the same settings, but it differs in fingerprint"):
+    with pytest.raises(ConfigError, match="must be a run of the same settings, but it differs in dataset, fingerprint"):
         is_finished(tmp_path / "run", {**flags, "dataset": [str(tiny_folder)]})
 
 
 def test_a_run_stays_one_where_a_folder_is_written_otherwise_or_has_moved(tmp_path, tiny_folder):
     flags = {"name": "all_ops", "seed": 0}
-    moved = shutil.copytree(tiny_folder, tmp_path / "moved")
-    assert not is_finished(tmp_path / "run", {**flags, "dataset": str(tiny_folder), "output_dir": "run"})
-    assert not is_finished(tmp_path / "run", {**flags, "dataset": moved, "output_dir": tmp_path / "run"})
+    plus = shutil.copytree(tiny_folder, tmp_path / "plus")
+    assert not is_finished(tmp_path / "run", {**flags, "dataset": str(plus), "output_dir": "run"})
+    assert not is_finished(tmp_path / "run", {**flags, "dataset": f"{plus}/", "output_dir": tmp_path / "run"})
+    with pytest.raises(ConfigError, match="differs in dataset"):  # a copy may have other labels
+        is_finished(tmp_path / "run", {**flags, "dataset": str(tiny_folder)})
+    moved = plus.rename(tmp_path / "moved")
+    assert not is_finished(tmp_path / "run", {**flags, "dataset": moved})
 
 
 def test_the_note_of_a_run_holds_no_token(tmp_path, tiny_folder):

@@ -361,8 +361,8 @@ def page() -> str:
             "folds`,\n`--label_weight 0.5` and `--num_views`, and `python benchmarks/signs.py --small` with the same teachers: a "
             "fraction of the work above, so\nother numbers than there. Mean and standard deviation over three seeds; a gain is over "
             "the student of the same seed that learned from\nlabels. Folds: five teachers, each labels what it has not seen. Views "
-            "are 8 (grocery), 2 (CIFAR-10, Tiny-ImageNet) or 4 (Fashion-MNIST), "
-            f"or as many as epochs, 24 and 12.\nCalibrated: {temperatures()}"
+            "are 8 (grocery), 2 (CIFAR-10, Tiny-ImageNet)\nor 4 (Fashion-MNIST), or as many as epochs, 24 and 12. "
+            f"Calibrated: {temperatures()}"
         ),
         teachers(),
         "## What it costs",

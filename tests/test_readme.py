@@ -318,15 +318,45 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     def top1(name: str) -> str:
         return f"{100 * found[f'{name}_top1']:.1f}"
 
+    def gain(name: str, way: str) -> str:
+        return MADE.gain_by_seed(found, f"{name}_resnet_{way}", f"{name}_resnet_erm")
+
+    seeds = {len(values) for key, values in found.items() if key.endswith("_by_seed")}
+    assert seeds == {3}
+    assert text.count("three seeds each ([all numbers]") + text.count("three seeds each; a gain") == 2
     grocery = [top1(f"grocery_resnet_{way}") for way in ("erm", "reinforced", "24views_reinforced")]
-    assert "{} % on labels; {} % with V = 8, {} % with V = 24".format(*grocery) in text
+    gains = [gain("grocery", way) for way in ("reinforced", "24views_reinforced")]
+    assert (
+        "{0} % on labels; {1} % with V = 8, a gain of {3} points, **{2} % with V = 24**, {4}, and".format(
+            *grocery, *gains
+        )
+        in text
+    )
     both = "grocery_resnet_labels0.5_24views_reinforced"
-    assert f"**{top1(both)} % with V = 24 and half" in text
+    of_both = gain("grocery", "labels0.5_24views_reinforced")
+    assert f"and {top1(both)} % with V = 24 and half of the weight on the labels, {of_both} (NLL" in text
     for key, scale, digits in (("nll", 1, 3), ("ece", 100, 1)):
         before, after = (scale * found[f"{name}_{key}"] for name in ("grocery_resnet_erm", both))
         assert any(f"{before:.{digits}f} {word} {after:.{digits}f}" in text for word in ("on labels,", "and"))
     cifar10 = [top1(f"cifar10_resnet_{way}") for way in ("erm", "reinforced", "12views_reinforced")]
-    assert "{} % on labels, {} % with V = 2, {} % with V = 12".format(*cifar10) in text
+    gains = [gain("cifar10", way) for way in ("reinforced", "12views_reinforced")]
+    assert (
+        "{0} % on labels, {1} % with V = 2, {3}, and {2} % with V = 12, {4}: no loss".format(*cifar10, *gains) in text
+    )
+    sure = [found["cifar10_calibrated_entropy"]]
+    sure += [100 * found[f"cifar10_resnet_{way}_top1"] for way in ("calibrated_reinforced", "erm")]
+    assert (
+        "entropy of {:.2f} nats, and students reached {:.2f} % with them, but {:.2f} % on labels".format(*sure) in text
+    )
+    answered = [
+        f"{100 * found[f'{name}{way}_agreement']:.1f}"
+        for way in ("", "_folds")
+        for name in ("grocery", "cifar10", "tiny_imagenet")
+    ]
+    assert (
+        "{} % (grocery), {} % (CIFAR-10) and {} % (Tiny-ImageNet), on others in {}, {} and {} %".format(*answered)
+        in text
+    )
     for name in ("tiny_imagenet", "grocery", "cifar10"):
         students = [top1(f"{name}_resnet_{way}") for way in ("erm", "reinforced", "folds_reinforced")]
         assert re.search(r"{}, {} and {} %".format(*students), text)
@@ -340,7 +370,10 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     assert "{}, {}, {} and {} %, instead of {}, {}, {} and {} %".format(*calibrated, *usual) in text
     errors = [[100 * found[f"{name}_resnet_{way}reinforced_ece"] for way in ("", "calibrated_")] for name in sets]
     assert "rose from {:.1f} to {:.1f} % on CIFAR-10".format(*errors[1]) in text
-    assert all(abs(after - before) < 0.5 for before, after in (errors[0], *errors[2:]))
+    assert "fell from {:.1f} to {:.1f} % on grocery".format(*errors[0]) in text
+    assert all(abs(after - before) < 0.5 for before, after in errors[2:])
+    folds = MADE.gain_by_seed(found, "tiny_imagenet_resnet_folds_reinforced", "tiny_imagenet_resnet_reinforced")
+    assert f"where the folds are {folds} points above" in text
     gained = [
         round(100 * curve[f"cifar10_{student}_{epochs}epochs_top1_gain"], 2)
         for student in ("resnet", "vit")

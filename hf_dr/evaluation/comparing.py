@@ -40,7 +40,7 @@ from hf_dr.training.calibrating import check_other_images
 from hf_dr.training.losses import check_label_weight
 from hf_dr.training.reinforced_settings import ReinforcedSettings, settings_without_effect
 from hf_dr.training.student_card import STUDENT_FILE
-from hf_dr.training.student_hub import holds_model
+from hf_dr.training.student_hub import holds_model, weight_files
 from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     try:
         # Metrics of the training are written before the last evaluation, and its state after it.
         read_training(run, str(flags.get("objective")), int(flags["seed"]))
-        for weights in run.glob("model*.safetensors"):
+        for weights in weight_files(run):
             with safe_open(weights, "pt"):
                 pass
     except (DataError, SafetensorError):  # or they were left in pieces, or deleted: the last checkpoint has them

@@ -62,18 +62,17 @@ def _soften(
         kept_BK = (logprobs_BK / temperature).softmax(-1)
         # Softening redistributes what is there; it does not bring dropped mass back.
         return (kept_BK * (1 - mass_B)[:, None] if tail == "zero" else kept_BK), torch.zeros_like(mass_B)
-    each_logprob_B = (_rest_logprob(logprobs_BK, rest) - math.log(rest)) / temperature
+    each_logprob_B = (_rest_logprob(mass_B, logprobs_BK, rest) - math.log(rest)) / temperature
     total_B = torch.logaddexp((logprobs_BK / temperature).logsumexp(-1), each_logprob_B + math.log(rest))
     return (logprobs_BK / temperature - total_B[:, None]).exp(), (each_logprob_B - total_B).exp()
 
 
-def _rest_logprob(logprobs_BK: torch.Tensor, rest: int) -> torch.Tensor:
+def _rest_logprob(mass_B: torch.Tensor, logprobs_BK: torch.Tensor, rest: int) -> torch.Tensor:
     """Returns the log-probability (B,) of all classes together that were not kept, of which there are so many.
 
     None of them had more than the least of the kept ones. What rounding, of float16 among others, leaves of 1 minus the sum of
-    a sure answer is far more, and a temperature would raise it.
+    a sure answer, `mass_B`, is far more, and a temperature would raise it.
     """
-    mass_B = (1 - logprobs_BK.exp().sum(-1)).clamp(min=0)
     return torch.minimum(mass_B.log(), logprobs_BK.amin(-1) + math.log(max(rest, 1)))
 
 
@@ -101,8 +100,9 @@ def _with_image_tail(
     rest_B = other_B + unlisted_B.log()
     shape_B = torch.logaddexp(others_BT.logsumexp(-1), rest_B)
     # All classes may be kept; then there is no tail, nor a shape of it.
-    mass_B = _rest_logprob(logprobs_BK, classes - ids_BK.shape[-1])
-    scale_B = torch.where(shape_B > -torch.inf, mass_B - shape_B, -torch.inf)
+    mass_B = (1 - logprobs_BK.exp().sum(-1)).clamp(min=0)
+    tail_B = _rest_logprob(mass_B, logprobs_BK, classes - ids_BK.shape[-1])
+    scale_B = torch.where(shape_B > -torch.inf, tail_B - shape_B, -torch.inf)
     listed_BL = torch.cat([logprobs_BK, others_BT + scale_B[:, None]], -1) / temperature
     each_B = torch.where(unlisted_B > 0, other_B + scale_B, -torch.inf) / temperature
     if temperature != 1:

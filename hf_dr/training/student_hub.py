@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _METRICS_FILE = "eval_results.json"
-_WEIGHTS = "model*.safetensors"
 # What a student may consist of: of this, what a push does not bring is a former student's.
 _OWN = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pytorch_model[^/]*|"
@@ -46,9 +45,14 @@ pipeline_tag: image-classification
 """
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files with the weights of a student in a folder, which may be several."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
 def holds_model(folder: Path) -> bool:
     """Whether a folder holds weights and the configuration by which transformers loads them."""
-    return any(folder.glob(_WEIGHTS)) and (folder / "config.json").is_file()
+    return bool(weight_files(folder)) and (folder / "config.json").is_file()
 
 
 def is_student(folder: str | os.PathLike[str]) -> bool:
@@ -61,7 +65,7 @@ def is_student(folder: str | os.PathLike[str]) -> bool:
     if holds_model(folder):
         return True
     if any(folder.glob("checkpoint-*")):
-        if any(folder.glob(_WEIGHTS)):
+        if weight_files(folder):
             raise FormatError(
                 f"{folder} must hold a student that transformers loads, but its weights have no config.json. Train a model of "
                 "transformers, such as `build_student` returns; what `hf-dr detect` or `segment` has trained is pushed by its "

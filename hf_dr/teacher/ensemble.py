@@ -164,7 +164,8 @@ class Teacher:
 
         Raises:
             ConfigError: An argument is of another kind, or nothing tells how the model takes images.
-            TeacherError: It does not take them, or does not answer with a number for each of its classes; or see `Teacher`.
+            TeacherError: It cannot be copied, does not take such images, or does not answer with a number for each of its
+                classes; or see `Teacher`.
         """
         seen = preprocessing_of(model, name, size, normalization, processor)
         return cls([member_of(model, name, *seen, class_names, license)], **settings)

@@ -205,8 +205,15 @@ def member_of(
     license: str | None,
 ) -> Member:
     """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
-    with torch.no_grad():  # else the weights of a copied module of TorchScript are results with a gradient
-        copied = copy.deepcopy(model).cpu()
+    try:
+        with torch.no_grad():  # else the weights of a copied module of TorchScript are results with a gradient
+            copied = copy.deepcopy(model).cpu()
+    except (RuntimeError, TypeError) as error:
+        raise TeacherError(
+            f"the model {name!r} must be one that can be copied, because the teacher has a copy of it, but: "
+            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Build it anew, load its weights, and give it before it is "
+            "called: what it keeps of a call may hold gradients."
+        ) from error
     shape = _shape_of_answer(copied, preprocessing, name)
     if not shape:  # one number for all
         raise _wrong_shape(name, "classes", shape)

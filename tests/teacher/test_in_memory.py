@@ -133,6 +133,17 @@ def test_a_model_in_memory_that_cannot_answer(arguments, error, message):
         Teacher.from_model(Head(), "mine", **arguments)
 
 
+def test_a_model_that_keeps_what_it_has_computed_cannot_be_copied():
+    model = Head()
+    model.linear.register_forward_hook(lambda layer, given, answer: setattr(layer, "last", answer))
+    teacher = Teacher.from_model(model, "mine", size=4, normalization=(MEAN, STD))  # before it is called
+    model(torch.zeros(1, 3, 4, 4))
+    message = "'mine' must be one that can be copied, because .*, but: RuntimeError: .* give it before it is called"
+    with pytest.raises(TeacherError, match=message):
+        Teacher.from_model(model, "mine", size=4, normalization=(MEAN, STD))
+    assert teacher.num_classes == len(CLASSES)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # they are deprecated, and people have them
 @pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.zeros(2, 3, 4, 4))])
 def test_a_module_of_torchscript_is_a_teacher(make):

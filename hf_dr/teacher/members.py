@@ -211,8 +211,8 @@ def member_of(
     except (RuntimeError, TypeError) as error:
         raise TeacherError(
             f"the model {name!r} must be one that can be copied, because the teacher has a copy of it, but: "
-            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Build it anew, load its weights, and give it before it is "
-            "called: what it keeps of a call may hold gradients."
+            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Build it anew, load its weights, and give it before it "
+            "is called: what it keeps of a call may hold gradients."
         ) from error
     shape = _shape_of_answer(copied, preprocessing, name)
     if not shape:  # one number for all

@@ -94,12 +94,14 @@ class ResumableArguments(TrainingArguments):
             # The second is younger than the lowest transformers that is accepted.
             if getattr(self, name, None) and not self.dataloader_num_workers:
                 raise ConfigError(f"`{name}` needs workers, got `dataloader_num_workers` 0. Raise it, or leave it out.")
-        given = str(self.optim_args)
-        if plain(self.optim) == "sgd" and ("momentum" in given or "nesterov" in given):
-            raise ConfigError(
-                f"`momentum` and `nesterov` of sgd must be settings of their own, got them in `optim_args` {given!r:.80}. Take "
-                "them out of it, and set those two."
-            )
+        # What the optimizer has from its own settings whatever `optim_args` says.
+        without_effect = ("weight_decay", "momentum", "nesterov") if plain(self.optim) == "sgd" else ("weight_decay",)
+        for name in without_effect:
+            if name in str(self.optim_args):
+                raise ConfigError(
+                    f"`{name}` of {plain(self.optim)} must be a setting of its own, got it in `optim_args` "
+                    f"{self.optim_args!r:.80}. Take it out of it, and set `{name}`."
+                )
         if self.auto_find_batch_size and self.batch_size is not None:
             raise ConfigError(
                 "`auto_find_batch_size` must be left out with `batch_size`, which it would lower without a word: raise "

@@ -219,7 +219,11 @@ def test_the_students_own_normalization_is_used(plain, settings):
         ({"ema_decay": 1.0}, "`ema_decay` must be above 0 and below 1, got 1.0"),
         (
             {"optim": "sgd", "optim_args": "momentum=0.5, nesterov=False"},
-            "`momentum` and `nesterov` of sgd must be settings of their own, got them in `optim_args` 'momentum=0.5, ne",
+            "`momentum` of sgd must be a setting of its own, got it in `optim_args` 'momentum=0.5, nesterov=False'.",
+        ),
+        (
+            {"optim": "rmsprop", "optim_args": "momentum=0.5,weight_decay=1e-4"},
+            "`weight_decay` of rmsprop must be a setting of its own, got it in `optim_args` 'momentum=0.5,weight_de",
         ),
     ],
 )

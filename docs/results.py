@@ -94,16 +94,16 @@ def left_of_ece() -> str:
     return markdown_table(head, rows)
 
 
-def curve(file: str, title: str, name: str, views: str = "") -> str:
-    """Returns the table of how gains change with the number of epochs, on a set whose name begins the keys of a file."""
+def curve(file: str, title: str) -> str:
+    """Returns the table of how gains change with the number of epochs, and of views where that was chosen."""
     found = read(file)
     rows = {}
     for student, shown in (("resnet", "ResNet"), ("vit", "ViT")):
-        pattern = re.compile(rf"{name}_{student}_(\d+)epochs{views}_seeds")
-        for epochs in sorted(int(match[1]) for match in map(pattern.fullmatch, found) if match):
-            key = f"{name}_{student}_{epochs}epochs{views}"
-            seeds = found[f"{key}_seeds"]
-            rows[f"{shown}, {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"] = key
+        pattern = re.compile(rf"(.*_{student}_(\d+)epochs(?:_(\d+)views)?)_seeds")
+        matches = [match for match in map(pattern.fullmatch, found) if match]
+        for match in sorted(matches, key=lambda match: (int(match[2]), int(match[3] or 0))):
+            views = f", V = {match[3]}" if match[3] else ""
+            rows[f"{shown}, {match[2]} epochs{views}, {found[match[0]]} seeds"] = match[1]
     return gains(file, f"10,000 images of {title}, student", rows)
 
 
@@ -325,12 +325,12 @@ def page() -> str:
             "By `python benchmarks/accuracy.py --sets cifar10 --seeds 0 1 --epochs N`: the students, images, teacher and V = 4 views "
             "of the table above,\nso that views repeat after 4 epochs; two seeds."
         ),
-        curve("curve", "CIFAR-10", "cifar10"),
+        curve("curve", "CIFAR-10"),
         (
             "The ResNet on Tiny-ImageNet, of 200 classes, with V = 16 views, by the same command with `--sets tiny_imagenet "
             "--num_views 16`:"
         ),
-        curve("curve_tiny_imagenet", "Tiny-ImageNet", "tiny_imagenet", "_16views"),
+        curve("curve_tiny_imagenet", "Tiny-ImageNet"),
         "## At length",
         (
             "By `python benchmarks/length.py`, on an H100: all 50,000 images of CIFAR-10, seen at 64x64 by a ResNet-18, its 10,000 "

@@ -16,7 +16,6 @@ from hf_dr.cli.early import Lazy, check_early, short_help
 from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.settings import ALIASES
 
 _Settings = TypeVar("_Settings")
 
@@ -44,10 +43,6 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     types = [kind.load() if isinstance(kind, Lazy) else kind for kind in types]
     parser = _parser_of(types, prog=prog, description=description, examples=examples)
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
-    for alias, setting in ALIASES.items():
-        if setting in known and alias not in known:
-            known[setting].option_strings = [*known[setting].option_strings, f"--{alias}"]
-            parser._option_string_actions[f"--{alias}"] = known[setting]
     if lazy:
         known["output_dir"].required = True  # transformers' default is one folder for all trainings
     own = {name: _default(parser, action) for name, action in known.items()}

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.settings import ALIASES
 
 _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
 _EXAMPLES = "examples:"
@@ -90,7 +91,7 @@ def string_to_bool(text: str) -> bool:
 class Parser(argparse.ArgumentParser):
     """Ends with what is wrong, not with the usage: a training has more than a hundred settings.
 
-    A flag with an underscore is spelt with a hyphen, too.
+    A flag with an underscore is spelt with a hyphen, too, and some have a short name.
 
     Args:
         *types: Dataclasses, for a subclass that takes them.
@@ -104,7 +105,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*types, **settings)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        spelled = (s for name in names for s in (name, name.replace("_", "-") if name.startswith("--") else name))
+        spelled = [s for name in names for s in (name, name.replace("_", "-") if name.startswith("--") else name)]
+        spelled += [f"--{alias}" for alias, setting in ALIASES.items() if f"--{setting}" in names]
         return super().add_argument(*dict.fromkeys(spelled), **options)
 
     def parse_args(self, args: Any = (), namespace: Any = None) -> Any:

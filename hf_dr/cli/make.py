@@ -78,11 +78,7 @@ def _loaded(
     state = process_state()
     with state.local_main_process_first():
         dataset, described = load_base(
-            base.dataset,
-            base.dataset_config,
-            split=base.split,
-            revision=base.revision,
-            files_from=columns.files_from,
+            base.dataset, base.dataset_config, split=base.split, revision=base.revision, files_from=columns.files_from
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
     chosen = columns.image_column, columns.label_column

@@ -36,13 +36,7 @@ from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.calibrating import (
-    check_foldable,
-    check_not_learned,
-    check_other_images,
-    check_sample,
-    check_whole,
-)
+from hf_dr.training.calibrating import check_foldable, check_not_learned, check_other_images, check_sample, check_whole
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import check_labels, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
@@ -75,10 +69,7 @@ def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
 
 
 def prepare_training(
-    student: StudentArguments,
-    args: ReinforcedTrainingArguments,
-    argv: Sequence[str],
-    leave_out: Fold | None = None,
+    student: StudentArguments, args: ReinforcedTrainingArguments, argv: Sequence[str], leave_out: Fold | None = None
 ) -> tuple[ReinforcedTrainer, dict[str, Any], LabelledImages | None]:
     """Loads data and model.
 

@@ -16,10 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import resolve_data_config, resolve_model_data_config
 from timm.layers import PatchEmbed
-from transformers import (
-    AutoModelForImageClassification,
-    TimmWrapperConfig,
-)
+from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, did_you_mean
@@ -27,9 +24,7 @@ from hf_dr.files import expanded, no_folder, spelled_alike
 from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
-from hf_dr.teacher.preprocessing import (
-    EVAL_CROP,
-)
+from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.student_inputs import Normalization, check_normalization, is_timm
 from hf_dr.views.ops.base import Size
 

@@ -512,11 +512,7 @@ def test_what_people_type_is_understood(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["train", *words, "--tail", "bucket", "--lr", "0.25", "--epochs", "7", "--batch_size", "5"])
     chosen = yaml.safe_load(capsys.readouterr().out.partition("# Defaults:")[0])
-    assert [chosen[name] for name in ("learning_rate", "num_train_epochs", "batch_size")] == [
-        0.25,
-        7,
-        5,
-    ]
+    assert [chosen[name] for name in ("learning_rate", "num_train_epochs", "batch_size")] == [0.25, 7, 5]
 
 
 def test_no_log_shows_a_token(monkeypatch):

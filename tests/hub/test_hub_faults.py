@@ -40,11 +40,7 @@ CLEAR = re.compile(r"expected .*, but .*\. .*(Nothing|Either|All).*(published|vi
 CARD = b"---\nlicense: mit\n---\n\nWritten by people.\n"
 
 # Between them these make every kind of request that a push makes.
-PUSHES = {
-    "new": {"tags": ("v1",)},
-    "branch": {"revision": "draft"},
-    "pull request": {"create_pr": True},
-}
+PUSHES = {"new": {"tags": ("v1",)}, "branch": {"revision": "draft"}, "pull request": {"create_pr": True}}
 REQUESTS = {
     "new": (
         "whoami", "create_repo", "repo_info", "tree", "refs", "preupload", "lfs_batch", "lfs_put", "lfs_verify",

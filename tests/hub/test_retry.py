@@ -117,11 +117,7 @@ def test_what_no_repetition_mends_is_refused_at_once(error, advice, slept):
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize(
-    "error",
-    [answered(404, x_error_code="EntryNotFound"), ValueError("mine")],
-    ids=repr,
-)
+@pytest.mark.parametrize("error", [answered(404, x_error_code="EntryNotFound"), ValueError("mine")], ids=repr)
 def test_other_errors_are_the_callers(error, slept):
     with pytest.raises(type(error)) as caught:
         with_retries(Failing(error), "fetch org/plus")

@@ -8,11 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForImageClassification as AutoClassifier
-from transformers import (
-    ResNetConfig,
-    TrainerCallback,
-    ViTConfig,
-)
+from transformers import ResNetConfig, TrainerCallback, ViTConfig
 
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.teacher.preprocessing import Preprocessing

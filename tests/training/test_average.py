@@ -10,13 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoConfig,
-    EarlyStoppingCallback,
-    PreTrainedConfig,
-    PreTrainedModel,
-    TrainerCallback,
-)
+from transformers import AutoConfig, EarlyStoppingCallback, PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers import AutoModelForImageClassification as AutoClassifier
 
 from hf_dr.errors import ConfigError

@@ -45,10 +45,7 @@ def test_a_trial_has_checkpoints_of_its_own(plain, settings, tmp_path):
     [
         ({"label_weight": 3.0}, "`label_weight` must be .*, got 3.0"),
         ({"mixup_alpha": 0.5}, "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"),
-        (
-            {"ema_decay": 0.9},
-            "`ema_decay` must be None, as when the trainer was made, got 0.9. Leave it out",
-        ),
+        ({"ema_decay": 0.9}, "`ema_decay` must be None, as when the trainer was made, got 0.9. Leave it out"),
         ({"batch_size": 2}, "`batch_size` must be 4, as when the trainer was made"),
         (
             {"gradient_accumulation_steps": 2},

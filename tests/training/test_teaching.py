@@ -17,11 +17,7 @@ from hf_dr.training.teaching import divide, held_out_rows
 SIDE = 32
 
 
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=60),
-    st.floats(0.01, 0.99),
-    st.integers(0, 5),
-)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_each_class_keeps_rows_on_both_sides(labels, share, seed):
     labels = np.array(labels)
     test = held_out_rows(labels, share, seed)

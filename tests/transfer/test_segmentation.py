@@ -19,13 +19,7 @@ from toys import CLASSES, read_masks, segmentation_flags, write_masks
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
-from hf_dr.transfer.segmentation import (
-    SegmentationArguments,
-    Segmenter,
-    SegmenterConfig,
-    atrous_rates,
-    collate,
-)
+from hf_dr.transfer.segmentation import SegmentationArguments, Segmenter, SegmenterConfig, atrous_rates, collate
 from hf_dr.transfer.segmentation_data import (
     IGNORED,
     Classes,

@@ -65,8 +65,6 @@ def _loaded(
     base: BaseArguments,
     teaching: TeacherArguments,
     columns: ReinforceConfig | CalibrateArguments,
-    *,
-    by_labels: bool = False,
 ) -> tuple[Dataset, dict[str, Any], Teacher]:
     """Loads a base dataset, with labels where they are needed, and a teacher of its classes; also returns its description."""
     from hf_dr.cli.arguments import check_rows, read_classes
@@ -82,11 +80,9 @@ def _loaded(
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
     chosen = columns.image_column, columns.label_column
-    label_column: str | None
-    if by_labels:
-        _, label_column = labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
-    else:
-        _, label_column = check_dataset(dataset, *chosen)
+    _, label_column = check_dataset(dataset, *chosen)
+    if isinstance(columns, CalibrateArguments):
+        labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
     names = class_names_of(dataset, label_column)
     teacher = Teacher.from_pretrained(
         teaching.teacher,
@@ -130,7 +126,7 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.processes import process_state
 
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
-    dataset, _, teacher = _loaded(argv, images, teaching, images, by_labels=True)
+    dataset, _, teacher = _loaded(argv, images, teaching, images)
     columns = {"image_column": images.image_column, "label_column": images.label_column}
     found = calibrate(dataset, teacher, augmentation, **columns)
     if process_state().is_main_process:

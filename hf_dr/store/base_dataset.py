@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import YAML_ERRORS, absolute, expanded, no_folder, placeless
 from hf_dr.store.image_folders import check_all_read
 from hf_dr.store.named_files import check_own_files
@@ -330,6 +330,13 @@ def _file_hash(cell: dict[str, Any] | None) -> bytes:
         with contextlib.suppress(Exception):
             data = read_file(value["path"])
     return hashlib.sha256(data or b"").digest()
+
+
+def require_columns(names: Sequence[str], known: Sequence[str], kind: str = "column") -> None:
+    """Checks that columns are among the `known` ones of a dataset; a DataError names the first that is not."""
+    for name in names:
+        if name not in known:
+            raise DataError(f"the dataset must have the {kind} `{name}`.{did_you_mean(name, known)}")
 
 
 def whole_column(dataset: datasets.Dataset, name: str) -> Any:

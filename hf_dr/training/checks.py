@@ -276,21 +276,17 @@ def check_one(name: str, given: object) -> None:
 
 def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
     """Checks a training set that is not reinforced data: it must not hide any, nor need what only reinforced data has."""
-    if _wraps_reinforced(train):
+    listed = isinstance(train, Sequence) and train and isinstance(train[0], dict) and "teacher_ids" in train[0]
+    if listed or _wraps_reinforced(train):
         raise ConfigError(
-            f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
-            "each row would show one view for ever. Select rows before: `train.select(rows)`."
+            f"`train_dataset` must be what `load_reinforced` returns, got a {type(train).__name__} of its rows, each of which "
+            "would show one view in all epochs. Select rows: `train.select(rows)`."
         )
     check_one("train_dataset", train)
     if "teacher_ids" in (getattr(train, "column_names", None) or ()):  # a stream may not know its own
         raise ConfigError(
             '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
             "Its views would not be replayed: open it with `load_reinforced`."
-        )
-    if isinstance(train, Sequence) and train and isinstance(train[0], dict) and "teacher_ids" in train[0]:
-        raise ConfigError(
-            "`train_dataset` must be what `load_reinforced` returns, got a list of its rows, each of which would show one view "
-            "in all epochs. Select rows: `train.select(rows)`."
         )
     if isinstance(train, datasets.Dataset) and is_undecoded(train):
         raise ConfigError(

@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
-from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.store.base_dataset import whole_column
+from hf_dr.errors import ConfigError
+from hf_dr.store.base_dataset import require_columns, whole_column
 from hf_dr.store.labels import read_labels
 from hf_dr.teacher.preprocessing import (
     EVAL_CROP,
@@ -280,9 +280,7 @@ class LabelledImages(torch.utils.data.Dataset):
         label_column: str | None = "label",
     ) -> None:
         columns = [image_column] if label_column is None else [image_column, label_column]
-        for name in columns:
-            if name not in dataset.column_names:
-                raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
+        require_columns(columns, dataset.column_names)
         if augmentation.params:
             drawn = ", ".join(augmentation.params)
             raise ConfigError(f"an evaluation must not be random, got the parameters {drawn}. Leave their ops out.")

@@ -19,9 +19,9 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from hf_dr.errors import DataError, did_you_mean
+from hf_dr.errors import DataError
 from hf_dr.files import expanded
-from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.base_dataset import content_hash, require_columns, undecoded_images
 from hf_dr.transfer.coco_masks import check_segmentation, decode_mask
 from hf_dr.transfer.files import digest_of
 from hf_dr.transfer.settings import BBOX_FORMATS
@@ -162,9 +162,7 @@ class DetectionData:
 
         `described` is what names it. Boxes are left, top, width, height (`coco`) or left, top, right, bottom (`voc`) in pixels.
         """
-        for name in (image_column, objects_column):
-            if name not in dataset.column_names:
-                raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
+        require_columns([image_column, objects_column], dataset.column_names)
         kind = dataset.features[objects_column]
         fields = kind if isinstance(kind, dict) else getattr(kind, "feature", None)
         if not isinstance(fields, dict) or not {"bbox", "category"} <= fields.keys():
@@ -294,20 +292,16 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
             f"the objects of row {row} must have finite boxes and categories below {num_classes}, found {boxes.tolist()!s:.80} "
             f"and {labels.tolist()!s:.80}. Fix the row."
         )
-    if bbox_format == "voc" and (boxes[:, 2:] < boxes[:, :2]).any():
-        raise DataError(
-            f"a box must be left, top, right, bottom with `bbox_format` voc, but row {row} has one that ends before it begins. "
-            "Set it to coco."
-        )
     if bbox_format == "coco":
-        if (boxes[:, 2:] < 0).any():
-            raise DataError(
-                f"a box of row {row} must not have a side below 0, found {boxes.tolist()!s:.80}. Fix the row."
-            )
         boxes[:, 2:] += boxes[:, :2]
-    sides = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if (sides < 0).any():
+        raise DataError(
+            f"a box of row {row} must not have a side below 0, but with `bbox_format` {bbox_format} the sides are "
+            f"{sides.tolist()!s:.80}. Fix the row, or set the other format."
+        )
     try:
-        return Objects(boxes, labels, crowds, _areas(areas, sides), [None] * len(labels))
+        return Objects(boxes, labels, crowds, _areas(areas, sides.prod(axis=1)), [None] * len(labels))
     except ValueError as error:
         raise DataError(f"the objects of row {row} must have areas in pixels: {error}. Fix the row.") from error
 

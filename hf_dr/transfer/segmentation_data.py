@@ -18,10 +18,10 @@ from accelerate.utils import gather_object
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import expanded
 from hf_dr.processes import process_state
-from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.base_dataset import content_hash, require_columns, undecoded_images
 from hf_dr.transfer.files import digest_of
 from hf_dr.transfer.settings import FILTERS
 from hf_dr.views.images import as_tensor, decode_row, decode_with, stored_size, with_file
@@ -138,14 +138,14 @@ class SegmentationData:
         """
         known = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         others = [name for name in known if name != image_column]
-        _check_column(image_column, known)
+        require_columns([image_column], known, "column of images")
         if mask_column is None and len(others) != 1:
             raise DataError(
                 f"one other column than `{image_column}` must hold images, the masks, found {', '.join(others) or 'none'}. "
                 "Name `mask_column`."
             )
         mask_column = mask_column or others[0]
-        _check_column(mask_column, known)
+        require_columns([mask_column], known, "column of images")
         images, masks = undecoded_images(dataset, image_column), undecoded_images(dataset, mask_column)
         digest = hashlib.sha256(f"{content_hash(images)} {content_hash(masks)}".encode()).hexdigest()
         # The cells are read when they are asked for.
@@ -173,11 +173,6 @@ class SegmentationData:
             return self.classes.labels(decode_mask(mask))
         except DataError as error:
             raise DataError(f"the mask of {with_file(f'row {row}', mask)} cannot be used: {error}.") from error
-
-
-def _check_column(name: str, columns: Sequence[str]) -> None:
-    if name not in columns:
-        raise DataError(f"the dataset must have the column of images `{name}`.{did_you_mean(name, columns)}")
 
 
 def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -> dict[str, Path]:

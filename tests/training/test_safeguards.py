@@ -571,13 +571,6 @@ def test_undecoded_images_that_nothing_decodes_are_refused(tiny_dataset, plain, 
         ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_dataset)
 
 
-def test_rows_that_would_show_one_view_in_all_epochs_are_refused(plain, settings):
-    with pytest.raises(
-        ConfigError, match=r"got a list of its rows, each of which would show one view in all epochs\. Sel"
-    ):
-        ReinforcedTrainer(pooled(), settings(), train_dataset=[plain[row] for row in range(4)])
-
-
 def test_where_a_student_goes_is_tried_before(plain, settings, tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="`output_dir` must be where files can be written"):

@@ -260,14 +260,14 @@ def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
         lambda d: torch.utils.data.Subset(d, range(4)),
         lambda d: torch.utils.data.Subset(torch.utils.data.Subset(d, range(8)), range(4)),
         lambda d: torch.utils.data.ConcatDataset([d, d]),
+        lambda d: [d[row] for row in range(4)],
     ],
-    ids=["Subset", "Subset of a Subset", "ConcatDataset"],
+    ids=["Subset", "Subset of a Subset", "ConcatDataset", "list"],
 )
-def test_a_wrapped_dataset_is_refused(plain, settings, wrap):
+def test_rows_that_would_show_one_view_in_all_epochs_are_refused(plain, settings, wrap):
     wrapped = wrap(plain)
-    with pytest.raises(
-        ConfigError, match=f"got it wrapped in {type(wrapped).__name__}, where each row would show one view"
-    ):
+    message = rf"got a {type(wrapped).__name__} of its rows, each of which would show one view in all epochs\. Sel"
+    with pytest.raises(ConfigError, match=message):
         ReinforcedTrainer(pooled(), settings(), train_dataset=wrapped)
     ReinforcedTrainer(pooled(), settings(), train_dataset=plain.select(range(4))).train()  # what the message advises
 

@@ -175,10 +175,6 @@ class Rehearsal:
     """The stand-ins of one command: generated data and untrained networks, made when they are first asked for.
 
     A method that is called as a command returns what a rehearsal changes in the settings of that command.
-
-    Args:
-        argv: The user's arguments.
-        folder: Where they are made.
     """
 
     def __init__(self, argv: Sequence[str], folder: Path) -> None:

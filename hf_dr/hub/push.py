@@ -103,13 +103,9 @@ def push_to_hub(
 
 @dataclass
 class _Configs:
-    """The configurations that are pushed, next to what stands there.
+    """The configurations that are pushed, next to what stands there; see `push_to_hub`.
 
     Attributes:
-        folder: Of the "+" dataset.
-        repo_id: Where it goes.
-        configs: Those that are pushed.
-        overwrite: See `push_to_hub`.
         replaced: Those that stand there in another version, once `check` has looked.
     """
 

@@ -29,10 +29,6 @@ class CheckedBatches:
     """Collates as another function does, and refuses rows by which a student cannot be evaluated.
 
     It runs where batches are made, on the CPU and perhaps in a worker of the loader, so no device is waited for.
-
-    Attributes:
-        collate: Makes a batch of rows.
-        classes: C, of the labels.
     """
 
     collate: Callable[[list[Any]], Any]

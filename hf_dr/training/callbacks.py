@@ -93,15 +93,8 @@ class _Average(ModelEmaV3):
 class WeightAverage(TrainerCallback):
     """Averages the weights of a model after each step of its training, and follows it to checkpoints and back.
 
-    As in timm's own training script, the average begins at the weights of the first step.
-
-    Args:
-        model: Whose weights.
-        decay: What the average keeps of itself in a step, between 0 and 1.
-        device: Where the average is kept.
-
-    Attributes:
-        ema: The average; its `module` is the averaged model.
+    As in timm's own training script, the average begins at the weights of the first step. It keeps `decay` of itself, between 0
+    and 1, in each. `ema.module` is the averaged model.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:

@@ -224,11 +224,6 @@ def in_words(found: Mapping[str, str]) -> str:
 def check_processes_alike(args: TrainingArguments, checkpoint: str | None, run_settings: dict[str, Any] | None) -> None:
     """Checks that no process would go on at another step, or train on other data or with other settings; all call it.
 
-    Args:
-        args: This process's.
-        checkpoint: From which it goes on, if it does.
-        run_settings: What else decides its batches and their loss.
-
     Raises:
         ConfigError: One would; in all processes.
     """

@@ -340,13 +340,10 @@ def evaluation_images(
 
 
 def as_evaluation(trainer: Any, given: Any, *, to_predict: bool = False, name: str = "eval_dataset") -> Any:
-    """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
+    """Returns what Trainer evaluates on, of what it is given: a dataset, or several by name.
 
-    Args:
-        trainer: The student's. Plain images become `LabelledImages` where it learns from `ReinforcedData`, which tells their
-            classes and their size.
-        given: `eval_dataset` as Trainer takes it: a dataset, or several by name.
-        to_predict: See `evaluation_images`; `name` as well.
+    Plain images become `LabelledImages` where the trainer learns from `ReinforcedData`, which tells their classes and size;
+    see `evaluation_images`.
     """
     train = trainer.train_dataset
     if isinstance(given, dict):

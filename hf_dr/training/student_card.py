@@ -117,13 +117,7 @@ class Student:
 
 
 def student_of_training(trainer: Any, train: ReinforcedData, card: Mapping[str, Any]) -> Student:
-    """Returns what is known about the student of a `StudentTrainer`.
-
-    Args:
-        trainer: Of the student.
-        train: What it learns from.
-        card: The arguments of `create_model_card`.
-    """
+    """Returns what is known about the student of a `StudentTrainer`; `card` are the arguments of `create_model_card`."""
     args = trainer.args
     source = train.origin
     base = source.base

@@ -131,10 +131,7 @@ def outputs_of(model: torch.nn.Module, pixels_BCHW: torch.Tensor) -> Any:
 def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
     """Returns the view by which a student is evaluated: that of whoever loads it later, `hf-dr evaluate` for one.
 
-    Args:
-        model: A model of timm says it in its `pretrained_cfg`.
-        processor: The image processor that is saved with another model. Without one the usual view is taken.
-        size: Height and width of the view in pixels.
+    A model of timm says it in its `pretrained_cfg`, and another's image processor. Without one the usual view is taken.
     """
     processor = _own_processor(processor)
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)

@@ -118,7 +118,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
 
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
-    [(objects_dataset([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "a side below 0, but with `bbox_format` voc .* or set the other"),
+    [(objects_dataset([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "but with `bbox_format` voc .* set the other"),
      (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "`bbox_format` is coco: set it to voc"),
      (objects_dataset([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
      (objects_dataset([[[0, 0, 9, 9]] * 2], [[1, -1]]), {}, r"row 0 must have .* categories below 2, found .* \[1, -1\]\. Fix"),

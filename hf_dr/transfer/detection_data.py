@@ -142,8 +142,7 @@ class DetectionData:
                 f"`images` must be the folder of all {len(files)} images of {path.name}, but {len(missing)} are not there, "
                 f"such as {missing[0]}. Check the folder, or fetch what is missing."
             )
-        _check_pixels(objects)
-        _check_inside(objects, sizes, "COCO's JSON has left, top, width and height: correct `bbox`")
+        _check_boxes(objects, sizes, "COCO's JSON has left, top, width and height: correct `bbox`")
         digest = hashlib.sha256(data + digest_of(files).encode()).hexdigest()
         described = {"id": path.name, "digest": digest}
         return cls(described, categories, objects, [{"path": str(file)} for file in files], sizes)
@@ -180,7 +179,6 @@ class DetectionData:
         if not isinstance(kind, dict):  # lists of objects become lists of each field
             lists = [{key: [each[key] for each in cell or ()] for key in fields} for cell in lists]
         objects = [_hub_objects(cell, row, bbox_format, category.num_classes) for row, cell in enumerate(lists)]
-        _check_pixels(objects)
         sizes = None
         if {"width", "height"} <= set(dataset.column_names):
             columns = dataset.select_columns(["height", "width"]).with_format(None)[:]
@@ -190,8 +188,8 @@ class DetectionData:
                 raise DataError(
                     f"`height` and `width` must be whole numbers in every row, but: {error}. Fix them."
                 ) from error
-            other = next(name for name in BBOX_FORMATS if name != bbox_format)
-            _check_inside(objects, sizes, f"`bbox_format` is {bbox_format}: set it to {other}")
+        other = next(name for name in BBOX_FORMATS if name != bbox_format)
+        _check_boxes(objects, sizes, f"`bbox_format` is {bbox_format}: set it to {other}")
         images = undecoded_images(dataset, image_column)
         cells: Any = images[image_column]  # read when asked for
         told = json.dumps(lists, default=str) + content_hash(images)
@@ -306,19 +304,16 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
         raise DataError(f"the objects of row {row} must have areas in pixels: {error}. Fix the row.") from error
 
 
-def _check_pixels(objects: Sequence[Objects]) -> None:
-    """Refuses boxes that are shares of their images' sides."""
+def _check_boxes(objects: Sequence[Objects], sizes: np.ndarray | None, advice: str) -> None:
+    """Refuses boxes that are shares of their images' sides, or of another format: most of them reach out of their images."""
     ends = np.concatenate([each.boxes[:, 2:] for each in objects])
     if ends.size and (ends <= 1).all():
         raise DataError(
             "boxes must be in pixels, but none of them reaches beyond 1: they seem to be shares of the image's sides. Multiply "
             "them by its width and height."
         )
-
-
-def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, advice: str) -> None:
-    """Refuses boxes of which most reach out of their images: they are of another format."""
-    ends = np.concatenate([each.boxes[:, 2:] for each in objects])
+    if sizes is None:
+        return
     limits = np.repeat(sizes[:, ::-1], [len(each.labels) for each in objects], axis=0)
     outside = (ends > limits + 1).any(axis=1)
     if outside.size and outside.mean() > 0.5:

@@ -13,9 +13,11 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.student_inputs import LabelledImages
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
@@ -61,6 +63,13 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, tiny_teac
 @pytest.fixture(scope="session")
 def pictures(tiny_dataset) -> LabelledImages:
     return LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)))
+
+
+@pytest.fixture
+def trainer_of(plain: ReinforcedDataset, pictures: LabelledImages) -> Callable[..., ReinforcedTrainer]:
+    """Makes a trainer that learns `plain` and measures this package's metrics on `pictures`; what else is given wins."""
+    data = {"train_dataset": plain, "eval_dataset": pictures, "compute_metrics": compute_metrics}
+    return lambda model, args, **more: ReinforcedTrainer(model, args, **{**data, **more})
 
 
 @pytest.fixture(scope="session")

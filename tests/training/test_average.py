@@ -34,11 +34,9 @@ from training.helpers import (
 )
 
 
-def test_evaluation_on_images(plain, pictures, settings):
+def test_evaluation_on_images(trainer_of, pictures, settings):
     student = pooled()
-    trainer = ReinforcedTrainer(
-        student, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    trainer = trainer_of(student, settings())
     metrics = trainer.evaluate()
     images, labels = (torch.stack([torch.as_tensor(pictures[n][k]) for n in range(ROWS)]) for k in pictures[0])
     with torch.no_grad():
@@ -99,7 +97,7 @@ def test_early_stopping_and_the_best_model(plain, pictures, settings, tmp_path):
     assert same(weights(trainer.ema.module), load_file(best / "ema.safetensors"))
 
 
-def test_the_average_is_timms(plain, pictures, settings):
+def test_the_average_is_timms(trainer_of, settings):
     steps: list[dict[str, torch.Tensor]] = []
 
     class Keep(TrainerCallback):
@@ -108,9 +106,7 @@ def test_the_average_is_timms(plain, pictures, settings):
 
     decay = 0.8
     args = settings(num_train_epochs=2, ema_decay=decay, learning_rate=0.5)
-    trainer = ReinforcedTrainer(
-        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics, callbacks=[Keep()]
-    )
+    trainer = trainer_of(pooled(), args, callbacks=[Keep()])
     trainer.train()
     average = steps[0]  # as in timm's own training script, the average begins at the first step's weights
     for step in steps[1:]:
@@ -122,9 +118,7 @@ def test_the_average_is_timms(plain, pictures, settings):
     assert same(weights(trainer.model), steps[-1]), "evaluating the average leaves the model as it was"
     other = pooled()
     other.load_state_dict(average)
-    alone = ReinforcedTrainer(
-        other, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    alone = trainer_of(other, settings())
     for name, value in alone.evaluate().items():
         if not name.endswith(("epoch", "runtime", "per_second", "preparation_time")):
             assert metrics[name.replace("eval_", "eval_ema_")] == pytest.approx(value, rel=1e-4)

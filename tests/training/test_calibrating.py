@@ -67,11 +67,9 @@ def test_logits_are_calibrated_wherever_they_stand_and_whatever_metrics_are_made
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("kind", [*MODELS, "of several outputs"])
-def test_probabilities_are_those_at_the_temperature(plain, pictures, settings, kind, bf16):
+def test_probabilities_are_those_at_the_temperature(trainer_of, pictures, settings, kind, bf16):
     student = WithTeacher() if kind == "of several outputs" else MODELS[kind]()
-    trainer = ReinforcedTrainer(
-        student, settings(bf16=bf16), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    trainer = trainer_of(student, settings(bf16=bf16))
     trainer.train()
     before = trainer.predict(pictures)
     before = before._replace(predictions=first(before.predictions))
@@ -115,11 +113,9 @@ def test_a_second_calibration_takes_the_place_of_the_first(plain, pictures, held
     assert same(weights(trainer.ema.module), calibrated[1])
 
 
-def test_averaged_weights_get_their_own(plain, pictures, settings, tmp_path):
+def test_averaged_weights_get_their_own(trainer_of, pictures, settings, tmp_path):
     args = settings(ema_decay=0.9, learning_rate=1.0, save_strategy="epoch")
-    trainer = ReinforcedTrainer(
-        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    trainer = trainer_of(pooled(), args)
     trainer.train()
     before = trainer.evaluate()
     kept = weights(trainer.model), weights(trainer.ema.module)
@@ -188,10 +184,8 @@ def test_how_evaluations_are_set_does_not_matter(plain, pictures, settings, chan
     assert all(getattr(trainer.args, name) == value for name, value in changes.items())
 
 
-def test_the_card_tells_it_of_the_present_weights(plain, pictures, settings, tmp_path):
-    trainer = ReinforcedTrainer(
-        pooled(), settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+def test_the_card_tells_it_of_the_present_weights(trainer_of, pictures, settings, tmp_path):
+    trainer = trainer_of(pooled(), settings())
     card = tmp_path / "out" / "README.md"
     trainer.train()
     top1 = f"| top1 | {trainer.evaluate()['eval_top1']:.4g} |"
@@ -340,12 +334,9 @@ def test_images_that_are_tested_are_refused_and_a_few_twins_are_not(tiny_dataset
         check_other_images(many.select(range(100)), many.select([98, 99]), "the test")
 
 
-def test_what_is_learned_after_it_goes_on_from_those_weights(plain, pictures, settings):
+def test_what_is_learned_after_it_goes_on_from_those_weights(trainer_of, pictures, settings):
     """In Python the temperature is in the model itself, and a `train` that resumes takes the checkpoint's weights again."""
-    trainer = ReinforcedTrainer(
-        pooled(), settings(save_strategy="epoch"), train_dataset=plain, eval_dataset=pictures,
-        compute_metrics=compute_metrics,
-    )  # fmt: skip
+    trainer = trainer_of(pooled(), settings(save_strategy="epoch"))
     trainer.train()
     kept = weights(trainer.model)
     found = trainer.calibrate(pictures)

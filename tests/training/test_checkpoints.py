@@ -513,7 +513,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize("kind", [*MODELS, *RENAMED])
-def test_any_student_goes_on_from_its_checkpoint_and_ends_with_the_best(plain, pictures, settings, tmp_path, kind):
+def test_any_student_goes_on_from_its_checkpoint_and_ends_with_the_best(trainer_of, settings, tmp_path, kind):
     """A student that is made again, with other fresh weights, gets all weights of the checkpoint."""
 
     class Kept(transformers.TrainerCallback):
@@ -527,9 +527,7 @@ def test_any_student_goes_on_from_its_checkpoint_and_ends_with_the_best(plain, p
             for parameter in student.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         args = settings(num_train_epochs=2, save_strategy="epoch", eval_strategy="epoch", **changes)
-        return ReinforcedTrainer(
-            student, args, train_dataset=plain, eval_dataset=pictures, callbacks=[Kept()], compute_metrics=measure
-        )
+        return trainer_of(student, args, callbacks=[Kept()], compute_metrics=measure)
 
     saved: dict[int, dict[str, torch.Tensor]] = {}
     epochs = iter(range(100))

@@ -44,7 +44,7 @@ BEST = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_
 
 
 @pytest.mark.parametrize("metric", ["nll", "eval_ece", "brier", "ema_nll", "loss", "top1"])
-def test_the_best_model_is_the_best(plain, pictures, settings, metric):
+def test_the_best_model_is_the_best(trainer_of, settings, metric):
     # A rate at which the metrics go up and down.
     args = settings(
         num_train_epochs=4,
@@ -54,9 +54,7 @@ def test_the_best_model_is_the_best(plain, pictures, settings, metric):
         metric_for_best_model=metric,
         **BEST,
     )
-    trainer = ReinforcedTrainer(
-        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    trainer = trainer_of(pooled(), args)
     trainer.train()
     key = f"eval_{metric.removeprefix('eval_')}"
     seen = [entry[key] for entry in trainer.state.log_history if key in entry]
@@ -86,52 +84,47 @@ def test_a_metric_that_does_not_exist_is_refused_before_training(plain, pictures
     assert same(before, weights(student))
 
 
-def test_metrics_of_ones_own_are_known_where_they_can_be(plain, pictures, settings):
+def test_metrics_of_ones_own_are_known_where_they_can_be(trainer_of, settings):
     def picky(prediction):
         if len(prediction.label_ids) != ROWS:
             raise RuntimeError("not my data")
         return {"mine": 1.0}
 
     args = settings(metric_for_best_model="mine", **BEST)
-    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=picky)
+    trainer = trainer_of(pooled(), args, compute_metrics=picky)
     assert trainer.metric_names() is None
     trainer.train()
     assert trainer.state.best_metric == 1.0
 
 
 @pytest.mark.parametrize("metric", ["top1", "eval_ema_nll"])
-def test_a_metric_that_evaluations_of_the_loss_alone_leave_out_is_refused(plain, pictures, settings, metric):
+def test_a_metric_that_evaluations_of_the_loss_alone_leave_out_is_refused(trainer_of, settings, metric):
     args = settings(metric_for_best_model=metric, prediction_loss_only=True, ema_decay=0.5, **BEST)
     with pytest.raises(
         ConfigError,
         match=f"must be loss with `prediction_loss_only`, got '{metric}': .* Leave `prediction_loss_only` out",
     ):
-        ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics)
+        trainer_of(pooled(), args)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"metric_for_best_model": "eval_ema_loss", **BEST}, {"metric_for_best_model": "top1"}], ids=str
 )
-def test_the_loss_alone_can_be_measured(plain, pictures, settings, changes):
+def test_the_loss_alone_can_be_measured(trainer_of, settings, changes):
     args = settings(prediction_loss_only=True, eval_do_concat_batches=False, ema_decay=0.5, **changes)
-    trainer = ReinforcedTrainer(
-        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    trainer = trainer_of(pooled(), args)
     trainer.train()
     assert {"loss", "ema_loss"} <= {name.removeprefix("eval_") for name in trainer.evaluate()}
 
 
-def test_batches_that_are_not_joined_are_refused_where_metrics_are_of_all_rows(plain, pictures, settings):
+def test_batches_that_are_not_joined_are_refused_where_metrics_are_of_all_rows(trainer_of, settings):
     with pytest.raises(
         ConfigError, match=r"`eval_do_concat_batches` must be True for a `compute_metrics` .* Leave it out"
     ):
-        ReinforcedTrainer(
-            pooled(), settings(eval_do_concat_batches=False), train_dataset=plain, eval_dataset=pictures,
-            compute_metrics=compute_metrics,
-        )  # fmt: skip
+        trainer_of(pooled(), settings(eval_do_concat_batches=False))
 
 
-def test_metrics_of_batches_get_batches(plain, pictures, settings):
+def test_metrics_of_batches_get_batches(trainer_of, pictures, settings):
     def by_batch(prediction):
         sizes = [len(logits) for logits in prediction.predictions]
         assert sizes == [len(labels) for labels in prediction.label_ids]
@@ -143,19 +136,14 @@ def test_metrics_of_batches_get_batches(plain, pictures, settings):
         return {"rows": len(rows)}
 
     for compute, expected in ((by_batch, {"batches": 3, "rows": ROWS}), (of_these, {"rows": ROWS})):
-        trainer = ReinforcedTrainer(
-            pooled(), settings(eval_do_concat_batches=False), train_dataset=plain, eval_dataset=pictures,
-            compute_metrics=compute,
-        )  # fmt: skip
+        trainer = trainer_of(pooled(), settings(eval_do_concat_batches=False), compute_metrics=compute)
         metrics = trainer.evaluate()
         assert {name: metrics[f"eval_{name}"] for name in expected} == expected
 
 
-def test_a_metric_of_ones_own_that_is_not_measured_is_an_error(plain, pictures, settings):
+def test_a_metric_of_ones_own_that_is_not_measured_is_an_error(trainer_of, settings):
     args = settings(metric_for_best_model="mine", include_for_metrics=["loss"], **BEST)
-    trainer = ReinforcedTrainer(
-        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=lambda prediction: {"other": 1.0}
-    )
+    trainer = trainer_of(pooled(), args, compute_metrics=lambda prediction: {"other": 1.0})
     assert trainer.metric_names() is None
     with pytest.raises(ConfigError, match=r"must be one of .*, other, .*, which evaluations measure, got 'mine'"):
         trainer.train()
@@ -256,13 +244,11 @@ def test_a_diverged_training_is_an_error_and_saves_nothing(plain, settings, tmp_
 
 
 @pytest.mark.parametrize("batch", [5, 64])
-def test_an_evaluation_is_of_all_rows(plain, pictures, settings, batch):
+def test_an_evaluation_is_of_all_rows(trainer_of, plain, pictures, settings, batch):
     counts = []
-    trainer = ReinforcedTrainer(
+    trainer = trainer_of(
         pooled(),
         settings(dataloader_drop_last=True, per_device_eval_batch_size=batch),
-        train_dataset=plain,
-        eval_dataset=pictures,
         compute_metrics=lambda e: counts.append(len(e.label_ids)) or {},
     )
     trainer.evaluate()
@@ -415,7 +401,7 @@ class Anything(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", ["none", "keywords", "compile", "data parallel"])
-def test_a_model_that_takes_anything_gets_its_pixels(plain, pictures, settings, tmp_path, wrap, caplog):
+def test_a_model_that_takes_anything_gets_its_pixels(trainer_of, plain, pictures, settings, tmp_path, wrap, caplog):
     student = timm_student("test_resnet")
     expected = ReinforcedTrainer(timm_student("test_resnet"), settings(), train_dataset=plain, eval_dataset=pictures)
     given = {
@@ -424,9 +410,7 @@ def test_a_model_that_takes_anything_gets_its_pixels(plain, pictures, settings, 
         "compile": lambda: torch.compile(student, backend="eager"),
         "data parallel": lambda: nn.DataParallel(student),
     }[wrap]()
-    trainer = ReinforcedTrainer(
-        given, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
-    )
+    trainer = trainer_of(given, settings())
     assert ("is taken out of its" in caplog.text) == (wrap in ("compile", "data parallel"))
     trainer.train()
     metrics = trainer.evaluate()

@@ -166,8 +166,8 @@ def ctrl_c() -> Iterator[None]:
 def loopback_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     """An empty Hub that this process and its libraries are online with, logged in as `me`, and an empty cache of its files.
 
-    Children are so by `env=loopback_hub.environment()`. The caches of datasets and transformers are shared by the tests of a
-    process; they cannot lie, because no commit ever has the sha of an earlier one.
+    The caches of datasets and transformers are shared by the tests of a process; they cannot lie, because no commit ever has
+    the sha of an earlier one.
     """
     HUB.start()
     HUB.reset()

@@ -1,7 +1,7 @@
 """A small Hub on 127.0.0.1: what huggingface_hub, datasets, transformers and timm ask of a real one, with faults to order.
 
 Repositories hold commits, a commit holds a tree (path -> blob), so a reader at an old commit sees the old tree. Large files
-go through plain LFS (single or multipart) to another origin, `http://localhost`, as they go to a bucket on the real Hub; a
+go through plain LFS to another origin, `http://localhost`, as they go to a bucket on the real Hub; a
 token that arrives there is refused. With `hub.cdn` they are also read from there. There is no Xet: set HF_HUB_DISABLE_XET.
 
     hub = LoopbackHub()
@@ -22,13 +22,11 @@ import fnmatch
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -190,8 +188,6 @@ class LoopbackHub:
         log: All requests since the last reset.
         errors: Tracebacks of the server itself. A test that leaves one fails.
         cdn: LFS files are read by a redirect to another origin.
-        page_size: Entries of a page of the tree.
-        part_size: Bytes; larger LFS files are uploaded in parts of this size.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -234,7 +230,7 @@ class LoopbackHub:
             self.faults: list[Fault] = []
             self.log: list[Request] = []
             self.errors: list[str] = []
-            self.cdn, self.page_size, self.part_size = False, 1000, 64_000_000
+            self.cdn = False
             shutil.rmtree(self._root, ignore_errors=True)
             self._root.mkdir()
 
@@ -267,27 +263,6 @@ class LoopbackHub:
             tree = dict(repo.refs["main"].files) if "main" in repo.refs else {}
             blobs = {path: Blob(content, len(content)) for path, content in files.items()}
             return self._commit(repo, "main", {**tree, **blobs}, "me", "Put files")
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """Returns this process's environment, changed so that a child is online, logged in, and has caches of its own."""
-        home = tempfile.mkdtemp(prefix="home_", dir=self._root)
-        caches = {"HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"}
-        offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0")
-        switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        place = {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token, "HF_HOME": home}
-        kept = {name: value for name, value in os.environ.items() if name not in caches}
-        return {**kept, **offline, **switches, **place, **more}
-
-    def popen(self, script: str, *args: str, **options: Any) -> subprocess.Popen[str]:
-        """Starts a Python script (its text) against this Hub; its output and errors come through pipes, as text."""
-        options = {
-            "env": self.environment(),
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "text": True,
-            **options,
-        }
-        return subprocess.Popen([sys.executable, "-c", script, *args], **options)
 
     def _commit(self, repo: Repo, ref: str, files: dict[str, Blob], user: str, title: str, message: str = "") -> Commit:
         parent = repo.refs.get(ref)
@@ -335,7 +310,6 @@ ROUTES = [
     for method, pattern, kind in (
         ("GET", "/api/whoami-v2", "whoami"),
         ("POST", "/api/repos/create", "create_repo"),
-        ("DELETE", "/api/repos/delete", "delete_repo"),
         ("POST", "/api/validate-yaml", "validate_yaml"),
         ("GET", f"{_REPO}(?:/revision/{_REV})?", "repo_info"),
         ("GET", f"{_REPO}/tree/{_REV}(?:/(?P<path>.+))?", "tree"),
@@ -343,19 +317,14 @@ ROUTES = [
         ("GET", f"{_REPO}/refs", "refs"),
         ("GET", f"{_REPO}/commits/{_REV}", "commits"),
         ("POST", f"{_REPO}/branch/{_REV}", "create_branch"),
-        ("DELETE", f"{_REPO}/branch/{_REV}", "delete_branch"),
         ("POST", f"{_REPO}/tag/{_REV}", "create_tag"),
-        ("DELETE", f"{_REPO}/tag/{_REV}", "delete_tag"),
-        ("PUT", f"{_REPO}/settings", "settings"),
         ("POST", f"{_REPO}/preupload/{_REV}", "preupload"),
         ("POST", f"{_REPO}/commit/{_REV}", "commit"),
         ("GET", f"{_REPO}/discussions", "discussions"),
         ("POST", f"{_REPO}/discussions", "create_discussion"),
         ("GET", f"{_REPO}/discussions/(?P<num>\\d+)", "discussion"),
-        ("POST", f"{_REPO}/discussions/(?P<num>\\d+)/merge", "merge"),
         ("POST", f"{_PAGES}\\.git/info/lfs/objects/batch", "lfs_batch"),
-        ("PUT", f"/lfs/{_STORE}(?:/(?P<part>\\d+))?", "lfs_put"),
-        ("POST", f"/lfs-complete/{_STORE}", "lfs_complete"),
+        ("PUT", f"/lfs/{_STORE}", "lfs_put"),
         ("POST", f"/lfs-verify/{_STORE}", "lfs_verify"),
         ("HEAD", f"{_PAGES}/resolve/{_REV}/(?P<path>.+)", "resolve_head"),
         ("GET", f"{_PAGES}/resolve/{_REV}/(?P<path>.+)", "resolve"),
@@ -398,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._fail(fault, kind, found)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 (http.server's names)
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 (http.server's names)
 
     def _fail(self, fault: Fault, kind: str, found: dict[str, Any]) -> None:
         if not isinstance(fault.kind, str):
@@ -541,36 +510,24 @@ class _Handler(BaseHTTPRequestHandler):
         }
         return {**user, "auth": {"accessToken": {"displayName": "loopback", "role": "write"}}}
 
-    def _named(self, asked: dict[str, Any]) -> tuple[str, str]:
-        return f"{asked.get('type') or 'model'}s", f"{asked.get('organization') or self.user}/{asked['name']}"
-
     def create_repo(self) -> Any:
         asked = self._json()
-        key = _, repo_id = self._named(asked)
+        repo_id = f"{asked.get('organization') or self.user}/{asked['name']}"
+        key = f"{asked.get('type') or 'model'}s", repo_id
         if not self._may_write(repo_id):
             raise _Refusal(401 if self.user is None else 403, f"You have no right to create {repo_id}")
         with self.hub.lock:
             exists = key in self.hub.repos
             if not exists:
-                repo = self.hub.repos[key] = Repo(*key, private=_is_private(asked))
+                # Clients before 2.0 say it in a field of its own.
+                private = asked.get("visibility") == "private" or bool(asked.get("private"))
+                repo = self.hub.repos[key] = Repo(*key, private=private)
                 attributes = Blob(_ATTRIBUTES.encode(), len(_ATTRIBUTES))
                 self.hub._commit(repo, "main", {".gitattributes": attributes}, self.user, "initial commit")
         answer = {"url": self.hub.endpoint + self.hub.repos[key].url, "name": repo_id, "id": repo_id}
         if exists:
             answer["error"] = "You already created this repo"
         return _Answer(json.dumps(answer).encode(), 409 if exists else 200, {"Content-Type": "application/json"})
-
-    def delete_repo(self) -> Any:
-        repo = self._repo(*self._named(self._json()), write=True)
-        del self.hub.repos[repo.type, repo.id]
-        return {}
-
-    def settings(self, type: str, id: str) -> Any:
-        repo, asked = self._repo(type, id, write=True), self._json()
-        if not asked.keys().isdisjoint(("visibility", "private")):
-            repo.private = _is_private(asked)
-        repo.gated = bool(asked.get("gated", repo.gated))
-        return {"private": repo.private, "gated": repo.gated}
 
     def repo_info(self, type: str, id: str, rev: str | None) -> Any:
         repo = self._repo(type, id)
@@ -610,17 +567,7 @@ class _Handler(BaseHTTPRequestHandler):
         inside = f"{path}/" if path else ""
         names = [name for name in (*folders, *commit.files) if name.startswith(inside)]
         names = [name for name in names if recursive or "/" not in name.removeprefix(inside)]
-        start = int(self.query.get("cursor", 0))
-        stop = start + self.hub.page_size
-        page = [
-            self._entry(commit, name, expand) if name in commit.files else _folder(name)
-            for name in sorted(names)[start:stop]
-        ]
-        headers = {"Content-Type": "application/json"}
-        if stop < len(names):
-            address, options = self.hub.endpoint + self.path.partition("?")[0], f"recursive={recursive}&expand={expand}"
-            headers["Link"] = f'<{address}?{options}&cursor={stop}>; rel="next"'
-        return _Answer(json.dumps(page).encode(), headers=headers)
+        return [self._entry(commit, name, expand) if name in commit.files else _folder(name) for name in sorted(names)]
 
     def paths_info(self, type: str, id: str, rev: str) -> Any:
         commit, form = self._repo(type, id).at(rev), parse_qs(self._body().decode())
@@ -656,23 +603,12 @@ class _Handler(BaseHTTPRequestHandler):
             repo.refs[rev] = repo.at(asked.get("startingPoint", "main"))
         return {}
 
-    def delete_branch(self, type: str, id: str, rev: str) -> Any:
-        repo = self._repo(type, id, write=True)
-        if repo.refs.pop(rev, None) is None:
-            raise _Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
-        return {}
-
     def create_tag(self, type: str, id: str, rev: str) -> Any:
         repo, tag = self._repo(type, id, write=True), self._json()["tag"]
         with self.hub.lock:
             if tag in repo.tags:
                 raise _Refusal(409, f"Tag already exists: {tag}")
             repo.tags[tag] = repo.at(rev)
-        return {}
-
-    def delete_tag(self, type: str, id: str, rev: str) -> Any:
-        if self._repo(type, id, write=True).tags.pop(rev, None) is None:
-            raise _Refusal(404, f"Invalid rev id: {rev}", "RevisionNotFound")
         return {}
 
     # --- writing: preupload, LFS, commit ---
@@ -708,50 +644,25 @@ class _Handler(BaseHTTPRequestHandler):
             oid, size = item["oid"], item["size"]
             answer = {"oid": oid, "size": size}
             if oid not in repo.lfs:
-                place, header = f"{repo.type}/{repo.id}/{oid}", {}
-                href = f"{self.hub.bucket}/lfs/{place}"
-                if size > self.hub.part_size:
-                    parts = range(1, -(-size // self.hub.part_size) + 1)
-                    header = {"chunk_size": str(self.hub.part_size), **{str(n): f"{href}/{n}" for n in parts}}
-                    href = f"{self.hub.endpoint}/lfs-complete/{place}"
+                place = f"{repo.type}/{repo.id}/{oid}"
                 verify = {"href": f"{self.hub.endpoint}/lfs-verify/{place}"}
-                answer["actions"] = {"upload": {"href": href, "header": header}, "verify": verify}
+                answer["actions"] = {"upload": {"href": f"{self.hub.bucket}/lfs/{place}"}, "verify": verify}
             answers.append(answer)
         return {"transfer": "basic", "objects": answers}
 
-    def _place(self, repo: Repo, name: str) -> Path:
-        folder = self.hub._root / repo.type / repo.id
+    def lfs_put(self, type: str, id: str, oid: str) -> Any:
+        """Takes an object only if it is what it claims to be."""
+        repo, folder = self.hub.repos[type, id], self.hub._root / type / id
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / name
-
-    def _keep(self, repo: Repo, oid: str, chunks: Iterator[bytes]) -> None:
-        """Writes an object, and takes it only if it is what it claims to be."""
-        digest, place = hashlib.sha256(), self._place(repo, f"{oid}.{threading.get_ident()}")
+        digest, place = hashlib.sha256(), folder / f"{oid}.{threading.get_ident()}"
         with place.open("wb") as file:
-            for data in chunks:
+            for data in self._chunks(self.left):
                 digest.update(data)
                 file.write(data)
         if digest.hexdigest() != oid:
             place.unlink()
             raise _Refusal(400, f"The content is not {oid}")
-        place.rename(self._place(repo, oid))
-        repo.lfs[oid] = self._place(repo, oid)
-
-    def lfs_put(self, type: str, id: str, oid: str, part: str | None) -> Any:
-        repo = self.hub.repos[type, id]
-        if part is None:
-            self._keep(repo, oid, self._chunks(self.left))
-            return {}
-        with self._place(repo, f"{oid}-{part}").open("wb") as file:
-            file.writelines(self._chunks(self.left))
-        return _Answer(headers={"ETag": f'"part-{part}"'})
-
-    def lfs_complete(self, type: str, id: str, oid: str) -> Any:
-        repo = self.hub.repos[type, id]
-        parts = [self._place(repo, f"{oid}-{part['partNumber']}") for part in self._json()["parts"]]
-        self._keep(repo, oid, (part.read_bytes() for part in parts))
-        for part in parts:
-            part.unlink()
+        repo.lfs[oid] = place.rename(folder / oid)
         return {}
 
     def lfs_verify(self, type: str, id: str, oid: str) -> Any:
@@ -787,7 +698,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user is None:
             raise _Refusal(401, "Invalid username or password.")
         number = len(repo.pulls) + 1
-        repo.pulls[number] = {"title": title, "status": "open", "author": self.user, "date": base.date, "base": base}
+        repo.pulls[number] = {"title": title, "status": "open", "author": self.user, "date": base.date}
         repo.refs[f"refs/pr/{number}"] = base
         return f"refs/pr/{number}"
 
@@ -799,11 +710,6 @@ class _Handler(BaseHTTPRequestHandler):
             number = int(self._open_pull(repo, repo.refs["main"], asked["title"]).split("/")[-1])
         repo.pulls[number]["status"] = "draft"
         return {"num": number}
-
-    def _pull(self, repo: Repo, number: str) -> dict[str, Any]:
-        if int(number) not in repo.pulls:
-            raise _Refusal(404, f"There is no pull request {number}")
-        return repo.pulls[int(number)]
 
     def _described(self, repo: Repo, number: int) -> dict[str, Any]:
         pull = repo.pulls[number]
@@ -817,26 +723,15 @@ class _Handler(BaseHTTPRequestHandler):
         found = [
             self._described(repo, number) for number, pull in repo.pulls.items() if author in (None, pull["author"])
         ]
-        start = int(self.query.get("p", 0)) * self.hub.page_size
-        return {"count": len(found), "start": start, "discussions": found[start : start + self.hub.page_size]}
+        return {"count": len(found), "start": 0, "discussions": found}
 
     def discussion(self, type: str, id: str, num: str) -> Any:
         repo = self._repo(type, id)
-        self._pull(repo, num)
+        if int(num) not in repo.pulls:
+            raise _Refusal(404, f"There is no pull request {num}")
         changes = {"base": "refs/heads/main", "mergeCommitId": None}
         more = {"events": [], "diff": "", "filesWithConflicts": [], "changes": changes}
         return {**self._described(repo, int(num)), **more}
-
-    def merge(self, type: str, id: str, num: str) -> Any:
-        repo = self._repo(type, id, write=True)
-        pull = self._pull(repo, num)
-        with self.hub.lock:
-            old, new = pull["base"].files, repo.refs[f"refs/pr/{num}"].files
-            kept = {path: blob for path, blob in repo.refs["main"].files.items() if path in new or path not in old}
-            changed = {path: blob for path, blob in new.items() if old.get(path) != blob}
-            self.hub._commit(repo, "main", {**kept, **changed}, self.user or "", f"{pull['title']} (#{num})")
-            pull["status"] = "merged"
-        return {}
 
     # --- reading files ---
 
@@ -888,11 +783,6 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
 
-def _is_private(asked: dict[str, Any]) -> bool:
-    """Whether a repository is to be private; clients before 2.0 say so in a field of its own."""
-    return asked.get("visibility") == "private" or bool(asked.get("private"))
-
-
 def _folders(commit: Commit) -> set[str]:
     return {str(parent) for path in commit.files for parent in Path(path).parents} - {"."}
 
@@ -920,12 +810,6 @@ def _apply(repo: Repo, files: dict[str, Blob], key: str, value: dict[str, Any]) 
     elif key == "deletedFile":
         if files.pop(path, None) is None:
             raise _Refusal(404, f"{path} does not exist", "EntryNotFound")
-    elif key == "deletedFolder":
-        inside = [name for name in files if name.startswith(path.rstrip("/") + "/")]
-        if not inside:
-            raise _Refusal(404, f"{path} does not exist", "EntryNotFound")
-        for name in inside:
-            del files[name]
     else:
         raise _Refusal(400, f"Unknown operation: {key}")
 

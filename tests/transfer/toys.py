@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 from conftest import as_cell
 
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.transfer.detection_data import DetectionData
 from hf_dr.transfer.segmentation_data import Classes, SegmentationData
 
@@ -100,13 +101,6 @@ def read_masks(folder: Path) -> SegmentationData:
     return SegmentationData.from_folders(folder / "images", folder / "masks", CLASSES)
 
 
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    words = []
-    for name, value in settings.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return words
-
-
 _TRAINING = {
     "student": "timm:test_resnet", "freeze_norm": False, "optim": "adamw_torch", "learning_rate": 3e-3, "warmup_steps": 5,
     "report_to": "none", "disable_tqdm": True, "per_device_eval_batch_size": 4,
@@ -123,7 +117,7 @@ def detection_flags(folder: Path, out: Path, **more: Any) -> list[str]:
         "output_dir": out, "short_side": SIDE, "long_side": SIDE, "fpn_channels": 32, "rois_per_image": 32, "max_steps": 40,
         "save_steps": 20, "per_device_train_batch_size": 4, **_TRAINING, **more,
     }  # fmt: skip
-    return as_flags(settings if "dataset" in more else {**files, **settings})
+    return as_arguments(settings if "dataset" in more else {**files, **settings})
 
 
 def segmentation_flags(folder: Path, out: Path, **more: Any) -> list[str]:
@@ -134,4 +128,4 @@ def segmentation_flags(folder: Path, out: Path, **more: Any) -> list[str]:
         "long_side": 80, "head_channels": 16, "dropout": 0.1, "max_steps": 100, "save_steps": 50,
         "per_device_train_batch_size": 3, **_TRAINING, **more,
     }  # fmt: skip
-    return as_flags(settings if "dataset" in more else {**files, **settings})
+    return as_arguments(settings if "dataset" in more else {**files, **settings})

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    TimmWrapperConfig,
-    ViTConfig,
-    ViTImageProcessor,
-)
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperConfig, ViTImageProcessor
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
@@ -40,7 +35,7 @@ from hf_dr.training.student_hub import export_student, push_student
 from hf_dr.training.student_inputs import LabelledImages
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import pooled
+from training.helpers import pooled, transformers_student
 
 SIZE = 24
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -171,10 +166,8 @@ def test_a_config_without_pretrained_cfg_is_completed_for_the_views(tiny_plus, t
 
 
 def test_other_classifiers_are_saved_as_transformers_does(tiny_plus, tmp_path):
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    vit = ViTConfig(image_size=SIZE, patch_size=8, num_labels=8, **tiny)
     processor = ViTImageProcessor(size={"height": SIZE, "width": SIZE})
-    trainer = train(tmp_path, AutoModelForImageClassification.from_config(vit), tiny_plus, processing_class=processor)
+    trainer = train(tmp_path, transformers_student("vit"), tiny_plus, processing_class=processor)
     model, report = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert torch.equal(answer(model), answer(trainer.model))
@@ -394,8 +387,7 @@ def test_folders_of_the_old_layout_and_checkpoints(loopback_hub, trained, tmp_pa
 
 
 def test_other_classifiers_are_pushed_with_their_processor(loopback_hub, tmp_path, caplog):
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    model = AutoModelForImageClassification.from_config(ViTConfig(image_size=SIZE, patch_size=8, num_labels=8, **tiny))
+    model = transformers_student("vit")
     model.save_pretrained(tmp_path)
     push_student(tmp_path, REPO)
     assert "has no image processor" in caplog.text
@@ -452,17 +444,25 @@ def test_a_checkpoint_that_would_run_code_is_refused(folders, tmp_path):
         export_student(copy, tmp_path / "out")
 
 
-# What Trainer does about the client's progress bars.
-@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
-def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_path, monkeypatch):
-    def trainer(**settings: Any) -> ReinforcedTrainer:
-        args = ReinforcedTrainingArguments(
-            str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
-            report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO, **settings,
-        )  # fmt: skip
+@pytest.fixture
+def pushing(tiny_plus, tmp_path) -> Callable[..., ReinforcedTrainer]:
+    """Makes a trainer that saves and pushes each of its two steps; what else is given wins."""
+    usual = {
+        "output_dir": str(tmp_path / "out"), "max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "steps",
+        "save_steps": 1, "report_to": "none", "disable_tqdm": True, "push_to_hub": True, "hub_model_id": REPO,
+    }  # fmt: skip
+
+    def make(**settings: Any) -> ReinforcedTrainer:
+        args = ReinforcedTrainingArguments(**{**usual, **settings})
         return ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
 
-    one = trainer(hub_always_push=True)
+    return make
+
+
+# What Trainer does about the client's progress bars.
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_trainers_own_push_brings_the_student_only(loopback_hub, pushing, tmp_path, monkeypatch):
+    one = pushing(hub_always_push=True)
     one.train()
     assert loopback_hub.counts["commit"] == 2, "one for each checkpoint"
     assert pushed(loopback_hub).keys() == PUBLISHED - {"eval_results.json"}
@@ -480,14 +480,11 @@ def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_
     assert one.push_to_hub() is None
     assert loopback_hub.counts["commit"] == commits
     with pytest.raises(ConfigError, match=r"`hub_strategy` must be end or every_save, got checkpoint: .*pickles"):
-        trainer(hub_strategy="checkpoint")
+        pushing(hub_strategy="checkpoint")
 
 
-def test_a_trainer_that_was_not_told_to_push_makes_its_repository(loopback_hub, tiny_plus, tmp_path):
-    args = ReinforcedTrainingArguments(
-        str(tmp_path / "out"), report_to="none", disable_tqdm=True, hub_model_id=REPO, per_device_train_batch_size=4
-    )
-    trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+def test_a_trainer_that_was_not_told_to_push_makes_its_repository(loopback_hub, pushing):
+    trainer = pushing(push_to_hub=False)
     assert trainer.hub_model_id is None
     trainer.push_in_progress = SimpleNamespace(is_done=lambda: False)
     trainer._push_from_checkpoint("nowhere")  # left out while another push is under way
@@ -498,12 +495,8 @@ def test_a_trainer_that_was_not_told_to_push_makes_its_repository(loopback_hub, 
 
 
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
-def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, tiny_plus, tmp_path, monkeypatch, caplog):
-    args = ReinforcedTrainingArguments(
-        str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
-        report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO,
-    )  # fmt: skip
-    trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, pushing, monkeypatch, caplog):
+    trainer = pushing(max_steps=1)
     monkeypatch.setattr("hf_dr.hub.retry._sleep", lambda seconds: None)
     loopback_hub.faults.append(Fault("500", at="commit", count=1000))
     trainer.train()
@@ -517,15 +510,11 @@ def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, tin
 
 # What Trainer does about the client's progress bars.
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
-def test_a_push_that_cannot_begin_leaves_whole_checkpoints(loopback_hub, tiny_plus, tmp_path, monkeypatch, caplog):
+def test_a_push_that_cannot_begin_leaves_whole_checkpoints(loopback_hub, pushing, tmp_path, monkeypatch, caplog):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    args = ReinforcedTrainingArguments(
-        str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
-        report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO,
-    )  # fmt: skip
-    trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+    trainer = pushing()
     monkeypatch.setattr("hf_dr.training.student_hub.export_student", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert trainer.train().global_step == 2

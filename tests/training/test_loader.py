@@ -165,31 +165,27 @@ def test_pixels_are_normalised_for_the_student(plain):
         ({"normalization": ((127.0,) * 3, (50.0,) * 3)}, "which are on that of 0 to 255"),
         ({"normalization": ((0.5,) * 3, (0.1, 0.1, -0.1))}, "`normalization` must have a std above 0, got"),
         ({"normalization": ((0.5,) * 3, (0.0,) * 3)}, "`normalization` must have a std above 0, got"),
+        ({"student": pooled()}, r"`student` must be a model of timm, .*got Pooled. Give `processor`"),
+        ({"augment_on": "gpu"}, "`augment_on` must be one of auto, cpu, device, got 'gpu'"),
+        ({"reinforced_probability": 2}, "`reinforced_probability` must be between 0 and 1, got 2"),
+        (
+            {"batch_size": ROWS + 1, "drop_last": True},
+            rf"the {ROWS} rows fill none of {ROWS + 1} in each of 1 processes\. Lower `batch_size`, or leave",
+        ),
     ],
 )
-def test_what_says_nothing_of_the_input_is_refused(plain, settings, message):
+def test_settings_of_a_loader_that_are_refused(plain, settings, message):
     with pytest.raises(ConfigError, match=message):
-        ReinforcedLoader(plain, 4, **settings)
+        ReinforcedLoader(plain, **{"batch_size": BATCH, **settings})
 
 
-def test_what_it_cannot_load_is_refused(plain):
-    with pytest.raises(ConfigError, match=r"`student` must be a model of timm, .*got Pooled. Give `processor`"):
-        ReinforcedLoader(plain, BATCH, student=pooled())
+def test_what_it_cannot_load_is_refused():
     for make, wrong in ((partial(ReinforcedLoader, batch_size=BATCH), [1, 2]), (ReinforcedLoss, "plus")):
         with pytest.raises(
             ConfigError,
             match=rf"`dataset` must be what `load_reinforced` returns, got {type(wrong).__name__}\. Open .*load_reinforced\(",
         ):
             make(wrong)
-    with pytest.raises(ConfigError, match=r"`augment_on` must be one of auto, cpu, device, got 'gpu'"):
-        ReinforcedLoader(plain, BATCH, augment_on="gpu")
-    with pytest.raises(ConfigError, match=r"`reinforced_probability` must be between 0 and 1, got 2"):
-        ReinforcedLoader(plain, BATCH, reinforced_probability=2)
-    with pytest.raises(
-        ConfigError,
-        match=rf"the {ROWS} rows fill none of {ROWS + 1} in each of 1 processes\. Lower `batch_size`, or leave",
-    ):
-        ReinforcedLoader(plain, ROWS + 1, drop_last=True)
 
 
 def test_the_loss_is_the_function(plain):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,9 +69,9 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
     return names
 
 
-def without_prefix(metrics: Collection[str]) -> set[str]:
-    """Returns the names of an evaluation's metrics, which Trainer calls `eval_NAME`."""
-    return {name.removeprefix("eval_") for name in metrics if name.startswith("eval_")}
+def without_prefix(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns an evaluation's metrics by their own names; Trainer calls them `eval_NAME`."""
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
 
 
 def check_measured(args: TrainingArguments, names: Collection[str]) -> None:

@@ -330,11 +330,11 @@ class ResumableTrainer(Trainer):
         """As Trainer's."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None and metric_key_prefix == "eval":
-            own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
+            own = without_prefix(metrics)
             self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
             # Trainer asks for the rate's metric before it chooses; an `evaluate` that was overridden may still add it.
             if self.is_in_train and steers_the_rate(self.args) and type(self).evaluate is ResumableTrainer.evaluate:
-                check_measured(self.args, without_prefix(metrics))
+                check_measured(self.args, own)
         return metrics
 
 

@@ -167,13 +167,6 @@ def test_stopped_and_resumed_in_parts_is_the_same(tmp_path, tiny_dataset, tiny_t
     assert_same(tmp_path / "extended", whole)
 
 
-def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, tiny_folder, tiny_teacher):
-    (tmp_path / "cat.jpg").touch()
-    with pytest.raises(ConfigError, match=r"found cat\.jpg in .*, where none was begun\. Choose another"):
-        more(tiny_folder, tmp_path, 5, tiny_teacher)
-    assert list(tmp_path.iterdir()) == [tmp_path / "cat.jpg"]
-
-
 def test_from_the_hub_and_back(tmp_path, tiny_dataset, tiny_teacher, loopback_hub):
     push_to_hub(make(tmp_path / "source", tiny_dataset, tiny_teacher, 2), "me/plus")
     extended = more("me/plus", tmp_path / "extended", 3, tiny_teacher)

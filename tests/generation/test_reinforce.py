@@ -37,7 +37,7 @@ from hf_dr.generation import folder as folder_of_runs
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.extend import extend
 from hf_dr.generation.folder import Part, RunFolder
-from hf_dr.generation.job import reinforce, reinforce_job
+from hf_dr.generation.job import Job, reinforce, reinforce_job
 from hf_dr.generation.plan import plan_run
 from hf_dr.generation.verify import verify
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -126,6 +126,13 @@ def run(
     settings = {"num_views": 3, "top_k": 2, "shard_size": 5, "num_workers": 0, **settings}
     reinforce(dataset, teacher, augmentation, ReinforceConfig(output_dir=str(folder), **settings))
     return files_of(folder)
+
+
+@pytest.fixture
+def job(tmp_path, tiny_dataset, tiny_teacher) -> Job:
+    """A run of three shards that is still to begin, into the configuration `a` of the test's folder."""
+    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
+    return reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +248,7 @@ def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path,
     ).read_text()
 
 
-def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
-    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+def test_parts_of_one_number_run_at_once_and_no_others(job, monkeypatch):
     job.folder.mkdir()
     with Part(0, 2).lock(job.folder):
         (job.folder / f".{job.provenance.shard_names[0]}.host-1-a.tmp").touch()  # being written: it stays
@@ -270,11 +275,9 @@ def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, t
         job.run(Part(1, 2))
 
 
-def test_a_part_looks_at_its_own_shards(tmp_path, tiny_dataset, tiny_teacher, caplog):
+def test_a_part_looks_at_its_own_shards(job, tmp_path, tiny_dataset, tiny_teacher, caplog):
     """Those of other parts are neither read nor said to be made again, which their own parts do."""
-    expected = run(tmp_path, tiny_dataset, tiny_teacher)
-    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=5, num_workers=0)
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+    expected = run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     damaged = job.folder / job.provenance.shard_names[0]
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
@@ -286,9 +289,7 @@ def test_a_part_looks_at_its_own_shards(tmp_path, tiny_dataset, tiny_teacher, ca
     assert files_of(tmp_path) == expected
 
 
-def test_the_last_part_completes_no_dataset_with_a_broken_shard(tmp_path, tiny_dataset, tiny_teacher):
-    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+def test_the_last_part_completes_no_dataset_with_a_broken_shard(job, tmp_path):
     job.run(Part(0, 2))
     shard = job.folder / job.provenance.shard_names[0]
     shard.write_bytes(shard.read_bytes()[:100])
@@ -297,9 +298,7 @@ def test_the_last_part_completes_no_dataset_with_a_broken_shard(tmp_path, tiny_d
     assert not (tmp_path / "README.md").exists()
 
 
-def test_a_rank_that_outlives_rank_0_keeps_the_folder(tmp_path, tiny_dataset, tiny_teacher):
-    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+def test_a_rank_that_outlives_rank_0_keeps_the_folder(job):
     job.folder.mkdir()
     with (
         Part().lock(job.folder, rank=1),
@@ -328,9 +327,7 @@ def test_the_bar_of_rank_0_follows_the_shards_of_others(tmp_path, tiny_folder, m
     assert bar.n == sum(rows) * provenance.num_views
 
 
-def test_another_kind_of_processor_is_said_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatch, caplog):
-    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+def test_another_kind_of_processor_is_said_once(job, monkeypatch, caplog):
     for number, (processor, said) in enumerate([("one", 0), ("one", 0), ("other", 1), ("other", 1), ("one", 1)]):
         monkeypatch.setattr(module, "describe_processor", lambda device, name=processor: name)
         job.run()
@@ -374,9 +371,8 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_run_that_is_stopped_as_it_begins_leaves_the_folder_free(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+def test_a_run_that_is_stopped_as_it_begins_leaves_the_folder_free(job, monkeypatch):
     """Also while its traceback is kept, as by a notebook."""
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, ReinforceConfig(str(tmp_path), num_views=2))
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "note_processor", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt) as kept:
@@ -461,13 +457,6 @@ def test_an_overlay_has_no_other_files_either(tmp_path, tiny_dataset, tiny_teach
     assert "label" in plus.column_names
 
 
-def test_an_overlay_has_no_images(tmp_path, tiny_dataset, tiny_teacher):
-    run(tmp_path, tiny_dataset, tiny_teacher, overlay=True, config_name="overlay")
-    plus = datasets.load_dataset(str(tmp_path), "overlay", split="train")
-    assert "image" not in plus.column_names
-    assert list(plus["label"]) == list(tiny_dataset["label"])
-
-
 def test_two_configs_live_in_one_folder(tmp_path, tiny_dataset, tiny_teacher):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text() + "\nWritten by a person.\n")
@@ -478,12 +467,10 @@ def test_two_configs_live_in_one_folder(tmp_path, tiny_dataset, tiny_teacher):
 
 
 @pytest.mark.parametrize("stranger", ["cat.jpg", "cats/1.jpg", "a/1.jpg", "a/train.parquet"])
-def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, tiny_dataset, tiny_teacher, stranger):
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(job, tmp_path, stranger):
     (tmp_path / stranger).parent.mkdir(exist_ok=True)
     (tmp_path / stranger).touch()
     before = sorted(tmp_path.rglob("*"))
-    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, num_workers=0)
-    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
     found = stranger.partition("/")[2] if stranger.startswith("a/") else stranger.partition("/")[0]
     for make in (job.run, job.estimate):
         with pytest.raises(
@@ -778,23 +765,21 @@ def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, ti
     assert run(tmp_path, tiny_dataset, tiny_teacher) == run(tmp_path / "whole", tiny_dataset, tiny_teacher)
 
 
-def test_a_damaged_shard_is_made_again(tmp_path, tiny_dataset, tiny_teacher, caplog):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:100]), "must be a shard"),
+        (shift_labels, "must hold what was written, but its columns label have other digests"),
+    ],
+)
+def test_a_damaged_shard_is_made_again(tmp_path, tiny_dataset, tiny_teacher, caplog, damage, message):
     whole = run(tmp_path, tiny_dataset, tiny_teacher)
     shard = sorted(tmp_path.rglob("*.parquet"))[1]
-    shard.write_bytes(shard.read_bytes()[:100])
+    damage(shard)
     with caplog.at_level(logging.WARNING, "hf_dr"):
         assert run(tmp_path, tiny_dataset, tiny_teacher) == whole
-    assert f"{shard.name} must be a shard" in caplog.text
+    assert f"{shard.name} {message}" in caplog.text
     assert "It is made again." in caplog.text
-
-
-def test_a_shard_that_is_not_what_was_written_is_made_again(tmp_path, tiny_dataset, tiny_teacher, caplog):
-    whole = run(tmp_path, tiny_dataset, tiny_teacher)
-    shard = sorted(tmp_path.rglob("*.parquet"))[1]
-    shift_labels(shard)
-    with caplog.at_level(logging.WARNING, "hf_dr"):
-        assert run(tmp_path, tiny_dataset, tiny_teacher) == whole
-    assert "its columns label have other digests" in caplog.text
 
 
 def test_a_shard_of_another_run_is_refused(tmp_path, tiny_dataset, tiny_teacher):

@@ -179,12 +179,6 @@ def test_what_training_asks(parts, combined, tiny_dataset):
     assert combined.all_reinforced
 
 
-@pytest.mark.parametrize("index", [ROWS, -ROWS - 1, (ROWS, 0), (0, 99)])
-def test_what_is_not_there_is_an_index_error(combined, index):
-    with pytest.raises(IndexError, match=r"row -?1[23] of a dataset of 12 rows|view 99 of"):
-        combined[index]
-
-
 def test_workers_of_a_loader(make):
     combined = load_reinforced([make("mix"), make("flip")])
     sampler = ReinforcedSampler(combined)

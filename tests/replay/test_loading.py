@@ -10,7 +10,6 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import ALL_OPS
 from huggingface_hub import HfApi
 from loopback_hub import Fault, LoopbackHub
 
@@ -234,15 +233,6 @@ def test_half_a_dataset_is_refused(hub):
     del hub.repo(REPO).refs["main"].files[SHARDS[1]]
     with pytest.raises(FormatError, match=f"must hold {SHARDS[1]} at .* found none: .* half of one"):
         load_reinforced(REPO, NAME)
-
-
-def test_a_shard_of_another_run_is_refused(hub, tmp_path, tiny_dataset, tiny_teacher):
-    """It is there, has the right name and can be read; only its fingerprint tells."""
-    config = ReinforceConfig(str(tmp_path), NAME, num_views=4, top_k=3, shard_size=5, seed=1)
-    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
-    hub.put(REPO, {SHARDS[2]: (tmp_path / SHARDS[2]).read_bytes()})
-    with pytest.raises(FormatError, match=r"must carry the fingerprint of its reinforcement.json, found another"):
-        load_reinforced(REPO)
 
 
 @pytest.mark.parametrize("key", ["split", "config_name"])

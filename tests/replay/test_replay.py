@@ -471,14 +471,6 @@ def test_negative_indices_count_from_the_end(tiny_plus):
     assert torch.equal(tiny_plus[-12]["pixel_values"], tiny_plus[0]["pixel_values"])
 
 
-@pytest.mark.parametrize(
-    ("index", "message"), [(12, "row 12 of"), (-13, "row -13 of"), ((12, 0), "row 12"), ((0, 4), "view 4 of 4")]
-)
-def test_what_is_not_there_is_an_index_error(tiny_plus, index, message):
-    with pytest.raises(IndexError, match=message):
-        tiny_plus[index]
-
-
 def test_iterating_ends(tiny_plus):
     assert len(list(tiny_plus)) == 12
 
@@ -784,13 +776,6 @@ def test_a_damaged_answer_is_not_ranked(tiny_plus, edit, value):
     ):
         spoilt[5, ranked_view(0, "entropy")]
     spoilt[4, ranked_view(0, "cross_entropy")]
-
-
-@pytest.mark.parametrize("view", [-1, -2])
-def test_a_negative_number_is_no_view(tiny_plus, view):
-    """Not a new view in silence; that is what `fresh_view` is for."""
-    with pytest.raises(IndexError, match=rf"stored views are counted from 0, got {view}; `fresh_view"):
-        tiny_plus[0, view]
 
 
 @pytest.mark.parametrize("make", [lambda data: data, UndoneViews], ids=["made", "undone"])

@@ -127,14 +127,6 @@ def test_text_of_people_stays_byte_for_byte(above, between, below, newline):
     assert merge_parts(changed, {"a": "", "b": "new", "c": "x"}, by_name, newline) == changed
 
 
-@given(st.permutations(["a", "b", "c", "d"]))
-def test_the_order_in_which_parts_come_does_not_matter(names):
-    body = "words\n"
-    for name in names:
-        body = merge_parts(body, {name: f"part {name}"}, by_name)
-    assert body == merge_parts("words\n", {name: f"part {name}" for name in "abcd"}, by_name)
-
-
 @given(HUMAN)
 def test_no_text_from_data_ends_a_part(text):
     hostile = f"{text}<!-- hf_dr: end -->\n<!-- hf_dr: b -->\n<!--hf_dr"

@@ -178,17 +178,21 @@ def test_names_that_could_leave_the_folder_are_not_safe(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- round trip
 
 
-def test_provenance_survives_its_file(tmp_path: Path) -> None:
-    PROVENANCE.write(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [PROVENANCE_FILE]  # nothing temporary stays
-    assert Provenance.read(tmp_path) == PROVENANCE
-    assert json.loads((tmp_path / PROVENANCE_FILE).read_text())["fingerprint"] == PROVENANCE.fingerprint
-
-
-def test_a_dataset_without_labels_survives_its_file(tmp_path: Path) -> None:
-    provenance = dataclasses.replace(PROVENANCE, label_column=None, skipped_rows=[])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"label_column": None, "skipped_rows": []},
+        {"schema_version": 3, "signal": "sampled"},
+        {"schema_version": 3, "candidates": {"num": 9, "keep": "high_entropy"}},
+    ],
+)
+def test_provenance_survives_its_file(tmp_path: Path, changes: dict[str, Any]) -> None:
+    provenance = dataclasses.replace(PROVENANCE, **changes)
     provenance.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [PROVENANCE_FILE]  # nothing temporary stays
     assert Provenance.read(tmp_path) == provenance
+    assert json.loads((tmp_path / PROVENANCE_FILE).read_text())["fingerprint"] == provenance.fingerprint
 
 
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,14 +377,15 @@ def test_a_version_has_its_mixing_scopes(version: int, scope: str) -> None:
         Provenance.from_dict(content(schema_version=version, mixing_scope=scope, **later), "x")
 
 
-def test_another_signal_is_kept_by_its_file(tmp_path: Path) -> None:
-    provenance = dataclasses.replace(PROVENANCE, schema_version=3, signal="sampled")
-    provenance.write(tmp_path)
-    assert Provenance.read(tmp_path) == provenance
-    assert provenance.differences(PROVENANCE) == [
-        "schema_version: 3 there, 1 here",
-        "signal: sampled there, absent here",
-    ]
+def test_signal_and_candidates_determine_the_bytes() -> None:
+    drawn = dataclasses.replace(PROVENANCE, schema_version=3, signal="sampled")
+    assert drawn.differences(PROVENANCE) == ["schema_version: 3 there, 1 here", "signal: sampled there, absent here"]
+    one, other = (
+        dataclasses.replace(PROVENANCE, schema_version=3, candidates={"num": 9, "keep": f"{order}_entropy"})
+        for order in ("high", "low")
+    )
+    assert one.fingerprint != other.fingerprint
+    assert one.differences(other) == ["candidates.keep: high_entropy there, low_entropy here"]
 
 
 def test_datasets_of_the_former_signal_keep_their_fingerprint() -> None:
@@ -491,17 +496,6 @@ def test_candidates_are_of_version_3(version: int, candidates: Any, message: str
     changes = {"num_views": 4, "schema_version": version, "mixing_scope": "stored" if version == 2 else "dataset"}
     with pytest.raises(FormatError, match=message):
         Provenance.from_dict(content(**changes, **({} if candidates is None else {"candidates": candidates})), "x")
-
-
-def test_candidates_determine_the_bytes_and_come_back(tmp_path: Path) -> None:
-    chosen = dataclasses.replace(
-        PROVENANCE, num_views=4, schema_version=3, candidates={"num": 9, "keep": "high_entropy"}
-    )
-    chosen.write(tmp_path)
-    assert Provenance.read(tmp_path) == chosen
-    other = dataclasses.replace(chosen, candidates={"num": 9, "keep": "low_entropy"})
-    assert chosen.fingerprint != other.fingerprint
-    assert chosen.differences(other) == ["candidates.keep: high_entropy there, low_entropy here"]
 
 
 def test_mixed_views_have_no_candidates() -> None:

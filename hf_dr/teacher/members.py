@@ -18,7 +18,7 @@ import transformers  # what is taken from it is loaded when it is used: with its
 from huggingface_hub import ModelCard, constants, resolve_revision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
@@ -26,7 +26,7 @@ from hf_dr.files import YAML_ERRORS, expanded, no_folder
 from hf_dr.settings import Place, check_kind, check_names
 from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.foreign import check_config, check_index
-from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
+from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, read_pretrained_cfg
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ def preprocessing_of(
         own, crop = read_image_processor(processor, name)
         told |= vars(own)
     elif of_timm:
-        own, crop = _read_pretrained_cfg(name, of_timm)
+        own, crop = read_pretrained_cfg(of_timm, name)
         told |= vars(own)
     if size is not None:
         told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
@@ -290,8 +290,8 @@ def _load_timm(name: str) -> Member:
         )
     try:
         weights = load_file(path)
-        model = timm.create_model(architecture, pretrained=False)
-        cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        registered = timm.get_pretrained_cfg(architecture)
+        cfg = registered.to_dict() if registered else {}
         classifier = cfg.get("classifier")
         if not classifier:
             raise TeacherError(
@@ -300,15 +300,14 @@ def _load_timm(name: str) -> Member:
             )
         classifier = classifier if isinstance(classifier, str) else classifier[0]
         num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}."))
-        if num_classes != model.num_classes:
-            model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
+        model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
         model.load_state_dict(weights)
     except (SafetensorError, StopIteration, RuntimeError) as error:
         raise TeacherError(
             f"the weights of {path.name} do not fit timm's {architecture}: {str(error).rstrip('. ')[:300] or 'no classifier'}. "
             "Check the architecture."
         ) from error
-    preprocessing, crop = _read_pretrained_cfg(name, cfg)
+    preprocessing, crop = read_pretrained_cfg(cfg, name)
     return Member(
         model=model,
         id=f"timm:{architecture}@{path.name}",
@@ -340,7 +339,7 @@ def _load_transformers(
     if pretrained_cfg is None:
         preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
     else:
-        preprocessing, crop = _read_pretrained_cfg(name, pretrained_cfg)
+        preprocessing, crop = read_pretrained_cfg(pretrained_cfg, name)
         synsets = _imagenet_labels(config.num_labels)
         if labels and synsets:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
@@ -424,20 +423,6 @@ def _own_labels(name: str, config: Any) -> _Names | None:
     if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
         return None
     return tuple((own,) for own in names)
-
-
-def _read_pretrained_cfg(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:
-    """Returns the preprocessing and the evaluation's crop (see `Member`) that timm's `pretrained_cfg` of a model tells."""
-    try:
-        data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
-        return timm_preprocessing(data, name), timm_crop(data)
-    except TeacherError:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-        raise TeacherError(
-            f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
-            "Correct it."
-        ) from error
 
 
 def _transformers_preprocessing(

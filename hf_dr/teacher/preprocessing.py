@@ -12,6 +12,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from timm.data import resolve_data_config
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -107,19 +108,6 @@ def _tensor_filter(interpolation: str, name: str) -> str:
     return "bicubic"
 
 
-def timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
-    return Preprocessing(
-        size=tuple(data["input_size"][1:]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=_tensor_filter(data["interpolation"], name),
-    )
-
-
-def timm_crop(data: dict[str, Any]) -> float | None:
-    return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
-
-
 EVAL_CROP = 0.875
 """Share of the resized side that the centre crop of an evaluation keeps, where nothing else is said."""
 
@@ -144,6 +132,30 @@ def before_crop(side: int, crop: float) -> int:
     """Returns the side of which a centre crop keeps the share `crop`, and `side` pixels."""
     # Rounded downwards, as timm and transformers do; a share that came from whole pixels may miss them by float64's rounding.
     return int(side / crop + 1e-6)
+
+
+def read_pretrained_cfg(pretrained_cfg: Any, name: str) -> tuple[Preprocessing, float | None]:
+    """Reads what timm's `pretrained_cfg` of a model tells, and returns what `read_image_processor` does.
+
+    Raises:
+        TeacherError: It is none.
+    """
+    try:
+        data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
+        preprocessing = Preprocessing(
+            size=tuple(data["input_size"][1:]),
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            interpolation=_tensor_filter(data["interpolation"], name),
+        )
+        return preprocessing, None if data["crop_mode"] == "squash" else float(data["crop_pct"])
+    except TeacherError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise TeacherError(
+            f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
+            "Correct it."
+        ) from error
 
 
 def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, float | None]:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -36,8 +36,7 @@ from hf_dr.teacher.preprocessing import (
     evaluation_augmentation,
     is_of_scale,
     read_image_processor,
-    timm_crop,
-    timm_preprocessing,
+    read_pretrained_cfg,
 )
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, channel_values, decode_row
@@ -72,7 +71,7 @@ def student_preprocessing(
     processor = _own_processor(processor)
     if processor is None:
         cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
-        read = timm_preprocessing(resolve_data_config(pretrained_cfg=cfg, verbose=False), type(model).__name__)
+        read, _ = read_pretrained_cfg(cfg, type(model).__name__)
         if normalization is None:
             return read
         given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
@@ -139,8 +138,7 @@ def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
     if processor is not None:
         read, crop = read_image_processor(processor, name)
     elif cfg:
-        data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
-        read, crop = timm_preprocessing(data, name), timm_crop(data)
+        read, crop = read_pretrained_cfg(cfg, name)
     else:
         return evaluation_augmentation(size)
     return evaluation_augmentation(size, crop, read.interpolation)

@@ -22,7 +22,7 @@ from hf_dr.replay.streamed_base import StreamedBase, with_parquet
 from hf_dr.settings import check_names
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, is_reserved
-from hf_dr.store.shards import shard_features
+from hf_dr.store.shards import check_of_run, shard_features
 
 logger = logging.getLogger(__name__)
 
@@ -157,16 +157,9 @@ class StreamedShards:
 
         def checked(parquet: pq.ParquetFile) -> _Read:
             marker = json.loads((parquet.metadata.metadata or {}).get(METADATA_KEY, b"null"))
-            if not isinstance(marker, dict) or marker.get("fingerprint") != provenance.fingerprint:
-                raise FormatError(
-                    f"{file} must carry the fingerprint of its reinforcement.json, found another. Fetch or make it again."
-                )
+            fingerprint = marker.get("fingerprint") if isinstance(marker, dict) else None
             # Before lists are made of rows that a provenance which lies speaks of: they may not fit in memory.
-            rows = len(provenance.shard_range(shard))
-            if parquet.metadata.num_rows != rows:
-                raise FormatError(
-                    f"{file} must have {rows} rows, found {parquet.metadata.num_rows}. Fetch or make it again."
-                )
+            check_of_run(file, provenance, len(provenance.shard_range(shard)), fingerprint, parquet.metadata.num_rows)
             return read(parquet)
 
         return with_parquet(file, checked)

@@ -144,10 +144,7 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
 def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features | None) -> Features:
     """Returns the columns of a shard, if it is of the run and has the columns of the first; `first` is None for that one."""
     marker = read_marker(path)
-    if marker.fingerprint != provenance.fingerprint:
-        raise FormatError(f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again.")
-    if marker.num_rows != rows:
-        raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
+    check_of_run(path, provenance, rows, marker.fingerprint, marker.num_rows)
     features = read_features(path)
     if first is None:
         check_columns(features, provenance, str(path))
@@ -157,6 +154,16 @@ def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features 
             f"{path} must have the columns of the first shard, but differs in {', '.join(others)}. Fetch or make it again."
         )
     return features
+
+
+def check_of_run(path: Path | str, provenance: Provenance, rows: int, fingerprint: object, num_rows: int) -> None:
+    """Refuses a shard of another run, or with another number of rows; the last two are what its file says."""
+    if fingerprint != provenance.fingerprint:
+        raise FormatError(
+            f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Fetch or make it again."
+        )
+    if num_rows != rows:
+        raise FormatError(f"{path} must have {rows} rows, found {num_rows}. Fetch or make it again.")
 
 
 def row_groups(provenance: Provenance, shard: int) -> Iterator[range]:

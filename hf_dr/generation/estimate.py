@@ -23,7 +23,7 @@ from hf_dr.store.named_files import as_table
 from hf_dr.store.schema import IMAGE_HASH, TAIL_IDS, TAIL_LOGPROBS, VIEWS_HASH
 from hf_dr.store.shards import ZSTD_LEVEL, column_encoding, list_array
 from hf_dr.teacher.signals import ImageTails
-from hf_dr.text import format_bytes
+from hf_dr.text import format_bytes, two_columns
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Estimate:
             ("bytes, base columns", format_bytes(self.bytes_base)),
             ("top-1 is the label", str(self.agreement or "not compared: there are no labels")),
         ]
-        return "\n".join(f"  {name:<28}{value}" for name, value in rows)
+        return two_columns(rows)
 
 
 def shown_hours(hours: float) -> str:

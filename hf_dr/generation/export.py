@@ -149,12 +149,7 @@ class WebDatasetExport:
         }
 
     def estimate(self) -> str:
-        """Returns what the export would take, from a few examples; writes nothing.
-
-        Raises:
-            ConfigError: The folder cannot be used, or the disk cannot hold the examples.
-            FingerprintMismatchError: The folder holds another export.
-        """
+        """Returns what the export would take, from a few examples; writes nothing."""
         self._open()
         count = len(self._slots)
         began = time.monotonic()
@@ -170,14 +165,7 @@ class WebDatasetExport:
         return two_columns(lines)
 
     def run(self) -> None:
-        """Writes the shards that are not there, or are not what was written.
-
-        Raises:
-            ConfigError: The folder cannot be used, or the disk cannot hold the examples.
-            FingerprintMismatchError: The folder holds another export.
-            FormatError: A shard of the "+" dataset is damaged.
-            ReplayError: An image of an overlay's base is not the one that was reinforced.
-        """
+        """Writes the shards that are not there, or are not what was written."""
         self._open()
         if self._left_out:
             logger.warning("Not exported, because JSON cannot hold them: the columns %s.", ", ".join(self._left_out))
@@ -227,12 +215,7 @@ class WebDatasetExport:
         logger.info("%s: %d of %d shards written%s.", self.folder, len(missing), len(self._rows), others)
 
     def _open(self) -> _Written:
-        """Returns what an earlier call has written, which is nothing in a new folder.
-
-        Raises:
-            ConfigError: The folder holds something else, or cannot be written to.
-            FingerprintMismatchError: It holds another export.
-        """
+        """Returns what an earlier call has written, which is nothing in a new folder; one of something else is refused."""
         check_writable(self.folder, "output_dir")
         path = self.folder / WRITTEN_FILE
         if not path.exists():

@@ -32,16 +32,6 @@ REPORT_FILE = "evaluation.json"
 """What an evaluation leaves in its folder for other programs."""
 
 
-def check_corruption(name: str, severity: int) -> None:
-    """Refuses unknown names and severities with a ConfigError."""
-    if name not in CORRUPTION_NAMES:
-        raise ConfigError(f"no corruption is called `{name}`.{did_you_mean(name, CORRUPTION_NAMES)}")
-    if severity not in SEVERITIES:
-        raise ConfigError(
-            f"the severity of a corruption must be a whole number from 1 to 5, got {severity!r}. Choose one."
-        )
-
-
 @dataclass
 class EvaluateConfig:
     """What is evaluated on what."""
@@ -64,7 +54,9 @@ class EvaluateConfig:
         default=[],
     )
     corruptions: list[str] = flag(f"Which corruptions: {', '.join(CORRUPTION_NAMES)}. Default: all.", default=[])
-    severities: list[int] = flag("Which severities, 1 to 5. Default: all.", default=[])
+    severities: list[int] = flag(
+        "Which severities, 1 to 5. Default: all.", default=[], type=Whole(SEVERITIES[0], SEVERITIES[-1])
+    )
     max_examples: int | None = flag(
         "Use only this number of examples, evenly spread over each set. Default: all.", default=None, type=Whole(1)
     )
@@ -97,8 +89,9 @@ class EvaluateConfig:
                 raise ConfigError(
                     f"`{name}` must be three numbers, got {len(getattr(self, name))}. Give one for each channel."
                 )
-        for key in self.corruption_keys():
-            check_corruption(*key)
+        for name in self.corruptions:
+            if name not in CORRUPTION_NAMES:
+                raise ConfigError(f"no corruption is called `{name}`.{did_you_mean(name, CORRUPTION_NAMES)}")
 
     def corruption_keys(self) -> list[tuple[str, int]]:
         """Returns the corruptions with each of their severities."""

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.config import CORRUPTION_NAMES, SEVERITIES, check_corruption
+from hf_dr.evaluation.config import CORRUPTION_NAMES, SEVERITIES, EvaluateConfig
 from hf_dr.evaluation.corruptions import CORRUPTIONS, LARGE_SIDE, corrupt, corruption_rng
 
 PAPER = (
@@ -144,17 +144,20 @@ def test_each_key_has_its_own_stream():
 
 
 @pytest.mark.parametrize(
-    ("name", "severity", "message"),
+    ("settings", "message"),
     [
-        ("gausian_noise", 1, "no corruption is called `gausian_noise`. Did you mean `gaussian_noise`?"),
-        ("fog", 0, "the severity of a corruption must be a whole number from 1 to 5, got 0. Choose one"),
-        ("fog", 6, "got 6"),
-        ("fog", 1.5, "got 1.5"),
+        (
+            {"corruptions": ["gausian_noise"]},
+            r"no corruption is called `gausian_noise`. Did you mean `gaussian_noise`\?",
+        ),
+        ({"severities": [0]}, "`severities` must be a whole number of at least 1, got 0"),
+        ({"severities": [1, 6]}, "`severities` must be at most 5, got 6"),
+        ({"severities": [1.5]}, "`severities` must be a whole number of at least 1, got 1.5"),
     ],
 )
-def test_refusals(name, severity, message):
-    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-        check_corruption(name, severity)
+def test_refusals(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EvaluateConfig([], [], "", **settings)
 
 
 def test_the_names_are_those_of_the_corruptions() -> None:

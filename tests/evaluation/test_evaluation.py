@@ -484,7 +484,7 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
         (["--models", "./nothing"], "'./nothing' is none of these"),
         (["--corrupt", "tinny"], "`corrupt` must name sets with clean images, got `tinny`. Did you mean `tiny`?"),
         (["--corruptions", "fogg"], "no corruption is called `fogg`. Did you mean `fog`?"),
-        (["--severities", "6"], "from 1 to 5, got 6"),
+        (["--severities", "6"], "`severities` must be at most 5, got 6. Lower `severities`"),
         (["--severities", "3"], "need a set to corrupt, got none"),
         (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1, got 0"),
         (["--crop", "1.5"], "`crop` must be above 0 and at most 1, got 1.5"),

@@ -108,16 +108,11 @@ class Results:
             # A second set of the same name is distinguished by its dataset and split, with and without corruptions.
             place = ":".join(filter(None, (Path(str(spec.get("dataset"))).name, spec.get("split"))))
             names = (result["set"], f"{result['set']} ({place})")
-            name = next(
-                (
-                    name + end
-                    for name in names
-                    if all(are_alike(self._evaluated.setdefault(name + key, own), own) for key, own in how.items())
-                ),
-                None,
-            )
             where = f"{path}: {result['model']} on {names[0]}{end}"
-            if name is None:
+            for name in names:
+                if all(are_alike(self._evaluated.setdefault(name + key, own), own) for key, own in how.items()):
+                    break
+            else:
                 reason = f"`{names[1]}{end}` was evaluated in another way before. Report one of them at a time."
                 self.left_out[where] = reason
                 continue
@@ -130,7 +125,7 @@ class Results:
                     "is another. Evaluate it again."
                 )
                 continue
-            known = evaluations.setdefault(name, measured)
+            known = evaluations.setdefault(name + end, measured)
             if any(known[key] != measured[key] for key in known.keys() & measured.keys()):
                 self.left_out[where] = "it was evaluated before, with other results. Report one of the evaluations."
                 continue
@@ -149,9 +144,8 @@ class Results:
             *(above / named for above in (folder, *folder.resolve().parents)),
             named,
         ]  # all one where it is absolute
-        if named.name == name and not any(
-            path.exists() for path in tried
-        ):  # another name is no sign that a folder of it is the checkpoint
+        # Another name is no sign that a folder of it is the checkpoint.
+        if named.name == name and not any(path.exists() for path in tried):
             tried.append(folder / name)
         runs = {run.folder.resolve(): run for run in self.runs}
         found = [runs[path] for path in (path.resolve() for path in tried) if path in runs]

@@ -107,23 +107,17 @@ class TemperatureFit:
         """Returns it for people; the note stands behind the temperature, `images` says what the images are."""
         before = self.trained
         after = self.calibrated
+        errors = f"{100 * before['ece']:.2f} % before, {100 * after['ece']:.2f} % with it (ECE on these images)"
         lines = [
             ("held-out top-1", f"{100 * before['top1']:.2f} % of {self.num_held_out:,} images{images}"),
             ("temperature", f"{self.temperature:.3f}{note}"),
-            (
-                "calibration error",
-                f"{100 * before['ece']:.2f} % before, {100 * after['ece']:.2f} % with it (ECE on these images)",
-            ),
+            ("calibration error", errors),
             ("NLL of the label", f"{before['nll']:.4f} nats before, {after['nll']:.4f} with it"),
         ]
         if not is_within(self.temperature):
             least, greatest = TEMPERATURES
-            lines.append(
-                (
-                    "note",
-                    f"none outside of {least:g} to {greatest:g} is tried: too few images, or others than it knows?",
-                )
-            )
+            note = f"none outside of {least:g} to {greatest:g} is tried: too few images, or others than it knows?"
+            lines.append(("note", note))
         return two_columns(lines)
 
     def __str__(self) -> str:

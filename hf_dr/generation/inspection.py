@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_dr.errors import ConfigError, FormatError
+from hf_dr.errors import ConfigError
 from hf_dr.generation.answer_statistics import LabelStatistics, Totals
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -21,7 +21,7 @@ from hf_dr.settings import check_kind
 from hf_dr.store import schema
 from hf_dr.store.findings import Statistics
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.shards import check_shards, read_features, reading
+from hf_dr.store.shards import check_row_numbers, check_shards, read_features, reading
 from hf_dr.teacher.signals import IMAGE_TAIL, described
 from hf_dr.text import text_table, two_columns
 from hf_dr.views.augmentation import PARTNER
@@ -241,10 +241,6 @@ def _record_batches(shards: Sequence[Path], provenance: Provenance, columns: lis
         with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             mixing = [name for name in file.schema_arrow.names if name == schema.AUG_PREFIX + PARTNER]
             for batch in file.iter_batches(batch_size=rows, columns=wanted + mixing):
-                if batch.column(schema.SOURCE_INDEX).to_pylist() != list(range(start, start + len(batch))):
-                    raise FormatError(
-                        f"{path} must go on with row {start}, row by row (`{schema.SOURCE_INDEX}`), found others. Fetch it "
-                        "again."
-                    )
+                check_row_numbers(batch.column(schema.SOURCE_INDEX), range(start, start + len(batch)), str(path))
                 start += len(batch)
                 yield batch.filter(batch.column(schema.IMAGE_HASH).is_valid())  # rows without reinforcement are null

@@ -26,7 +26,7 @@ from hf_dr.settings import Switch
 from hf_dr.store.base_dataset import base_files, check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
-from hf_dr.store.shards import check_all_digests, check_shards, content_version
+from hf_dr.store.shards import check_all_digests, check_row_numbers, check_shards, content_version
 
 logger = logging.getLogger(__name__)
 
@@ -242,12 +242,7 @@ def open_plus(
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:
     rows = plus.select_columns([SOURCE_INDEX, IMAGE_HASH]).with_format("arrow")[:]
-    # The length first: a provenance that lies may speak of more rows than fit in memory.
-    if len(rows) != provenance.num_rows or not np.array_equal(rows[SOURCE_INDEX].to_numpy(), np.arange(len(rows))):
-        raise FormatError(
-            f"the shards in {config} must hold rows 0 to {provenance.num_rows - 1} in order (`{SOURCE_INDEX}`), found others. "
-            "Fetch or make them again."
-        )
+    check_row_numbers(rows[SOURCE_INDEX], range(provenance.num_rows), str(config))
     skipped = np.flatnonzero(rows[IMAGE_HASH].is_null())
     if not np.array_equal(skipped, provenance.skipped_rows):
         raise FormatError(

@@ -22,7 +22,7 @@ from hf_dr.replay.streamed_base import StreamedBase, with_parquet
 from hf_dr.settings import check_names
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, is_reserved
-from hf_dr.store.shards import check_of_run, shard_features
+from hf_dr.store.shards import check_of_run, check_row_numbers, shard_features
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,6 @@ class StreamedShards:
 
     def _read_shard(self, shard: int) -> pa.Table:
         file = self._files[shard]
-        rows = self.provenance.shard_range(shard)
         table = self._with_shard(shard, self._read_all)
         shard_features(table.schema, file)
         for field in self._schema:
@@ -134,8 +133,7 @@ class StreamedShards:
                     "make it again."
                 )
         table = table.replace_schema_metadata(self._schema.metadata)
-        if not np.array_equal(table.column(SOURCE_INDEX).to_numpy(), rows):
-            raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
+        check_row_numbers(table.column(SOURCE_INDEX), self.provenance.shard_range(shard), file)
         if table.column(IMAGE_HASH).null_count:
             table = table.filter(pc.is_valid(table.column(IMAGE_HASH)))
         if len(table) != self.sizes[shard]:

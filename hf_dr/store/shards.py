@@ -166,6 +166,16 @@ def check_of_run(path: Path | str, provenance: Provenance, rows: int, fingerprin
         raise FormatError(f"{path} must have {rows} rows, found {num_rows}. Fetch or make it again.")
 
 
+def check_row_numbers(numbers: Any, rows: range, where: str) -> None:
+    """Refuses a column `source_index`, of Arrow, that does not count these rows in order; `where` names its shards."""
+    # The length first: a provenance that lies may speak of more rows than fit in memory.
+    if len(numbers) != len(rows) or not np.array_equal(numbers.to_numpy(), np.arange(rows.start, rows.stop)):
+        raise FormatError(
+            f"{where} must hold rows {rows.start} to {rows.stop - 1} in order (`{SOURCE_INDEX}`), found others. Fetch or make "
+            "it again."
+        )
+
+
 def row_groups(provenance: Provenance, shard: int) -> Iterator[range]:
     """Yields the rows of a shard in parts of `ROW_GROUP_VIEWS` views, but of one row at least."""
     rows = provenance.shard_range(shard)

@@ -114,12 +114,7 @@ class Job:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        source: AnswerSource,
-        *,
-        allow_disagreement: bool = False,
-        check_rows: RowCheck | None = None,
+        self, plan: Plan, source: AnswerSource, *, allow_disagreement: bool = False, check_rows: RowCheck | None = None
     ) -> None:
         self.plan = plan
         self.source = source

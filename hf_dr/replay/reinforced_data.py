@@ -14,14 +14,7 @@ import torch
 
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.replay.epoch import SharedEpoch
-from hf_dr.replay.view_requests import (
-    NEW,
-    View,
-    ViewIndex,
-    ViewRequest,
-    fresh_view,
-    row_and_view,
-)
+from hf_dr.replay.view_requests import NEW, View, ViewIndex, ViewRequest, fresh_view, row_and_view
 from hf_dr.settings import as_plain, check_kind
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS

@@ -15,7 +15,7 @@ from hf_dr.store import schema
 from hf_dr.store.labels import label_numbers
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import MAX_MASS, check_full
-from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error
+from hf_dr.teacher.metrics import NUM_BINS, Reliability
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, tail_size
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.views.augmentation import PARTNER
@@ -168,7 +168,7 @@ class Totals:
     entropy: float = 0.0
     kept_mass: float = 0.0
     nll: float = 0.0
-    bins: np.ndarray = field(default_factory=lambda: np.zeros((NUM_BINS, 3)))  # views, sum of confidence, hits
+    bins: np.ndarray = field(default_factory=lambda: np.zeros((3, NUM_BINS)))  # of `Reliability`
     suspects: list[Suspect] = field(default_factory=list)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -196,9 +196,8 @@ class Totals:
         confidence = np.minimum(answers.probs_RVK[:, :, 0][used_RV], 1)  # float16 may round beyond 1
         if self.provenance.signal != SAMPLED:
             self.nll -= float(label_logprobs_RV[used_RV].sum())
-        bins = bins_of(confidence)
-        for column, weights in enumerate((None, confidence, hits)):
-            self.bins[:, column] += np.bincount(bins, weights, NUM_BINS)
+        diagram = Reliability.of(confidence, hits)
+        self.bins += diagram.counts, diagram.confidence_sums, diagram.hits
         images = self.provenance.image_column
         files = pc.struct_field(batch.column(images), "path") if images in batch.schema.names else pa.nulls(len(batch))
         self._add_suspects(answers, labels_R, np.exp(label_logprobs_RV), used_RV, files)
@@ -249,14 +248,14 @@ class Totals:
 
     def label_statistics(self) -> LabelStatistics | None:
         """Returns what the answers say of the labels; None where no view was compared."""
-        counts, confidence_sums, hits = self.bins.T
-        count = int(counts.sum())
+        diagram = Reliability(*self.bins)
+        count = int(diagram.counts.sum())
         if not count:
             return None
         return LabelStatistics(
             num_views=count,
-            agreement=float(hits.sum() / count),
-            ece=calibration_error(counts, confidence_sums, hits),
+            agreement=float(diagram.hits.sum() / count),
+            ece=diagram.ece,
             nll=None if self.provenance.signal == SAMPLED else self.nll / count,
             suspects=tuple(self.suspects),
         )

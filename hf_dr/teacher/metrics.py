@@ -40,23 +40,6 @@ def bins_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     return np.searchsorted(inner_edges, np.asarray(confidence, np.float64), side="left").astype(np.int64)
 
 
-def calibration_error(counts: np.ndarray, confidence_sums: np.ndarray, hits: np.ndarray) -> float:
-    """Returns the expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599, equation 3).
-
-    It is the mean over all examples of |accuracy - mean confidence| of their bin. A bin of n examples weighs n, so it adds
-    |hits - sum of confidences|, and nothing has to be divided by an empty bin's zero.
-
-    Args:
-        counts: Examples in each bin.
-        confidence_sums: Sum of their confidences.
-        hits: How many of their predicted classes are right.
-
-    Returns:
-        From 0 to 1; 0 if there is no example.
-    """
-    return float(np.abs(hits - confidence_sums).sum() / max(1, counts.sum()))
-
-
 @dataclass(frozen=True)
 class Reliability:
     """A reliability diagram's numbers, one for each of equally wide bins of confidence, the probability of the predicted class.
@@ -71,10 +54,21 @@ class Reliability:
     confidence_sums: np.ndarray
     hits: np.ndarray
 
+    @classmethod
+    def of(cls, confidence: np.ndarray, hits: np.ndarray) -> Reliability:
+        """Sorts examples into bins: the probabilities of the predicted classes, and whether these are right, bool."""
+        bins = bins_of(confidence)
+        counts = np.bincount(bins, minlength=NUM_BINS)
+        return cls(counts, np.bincount(bins, confidence, NUM_BINS), np.bincount(bins, hits, NUM_BINS))
+
     @property
     def ece(self) -> float:
-        """Expected calibration error, 0 to 1."""
-        return calibration_error(self.counts, self.confidence_sums, self.hits)
+        """Expected calibration error, 0 to 1 (Guo et al., ICML 2017, arXiv:1706.04599, equation 3); 0 without an example.
+
+        It is the mean over all examples of |accuracy - mean confidence| of their bin. A bin of n examples weighs n, so it adds
+        |hits - sum of confidences|, and nothing has to be divided by an empty bin's zero.
+        """
+        return float(np.abs(self.hits - self.confidence_sums).sum() / max(1, self.counts.sum()))
 
     @property
     def ece_by_chance(self) -> float:
@@ -107,12 +101,7 @@ def reliability(logits_BC: np.ndarray, labels_B: np.ndarray) -> Reliability:
     # which would lie in the next bin.
     confidence_B = 1 / np.exp(shifted_BC).sum(axis=-1)
     hit_B = logits_BC.argmax(axis=-1) == labels_B
-    bin_B = bins_of(confidence_B)
-    return Reliability(
-        counts=np.bincount(bin_B, minlength=NUM_BINS),
-        confidence_sums=np.bincount(bin_B, confidence_B, NUM_BINS),
-        hits=np.bincount(bin_B, hit_B, NUM_BINS),
-    )
+    return Reliability.of(confidence_B, hit_B)
 
 
 def classification_metrics(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, float]:

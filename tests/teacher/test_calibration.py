@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_dr.teacher.calibration import MEASURED_TEMPERATURES, TEMPERATURES, calibrated_ece, fit_temperature
-from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error, classification_metrics
+from hf_dr.teacher.metrics import NUM_BINS, Reliability, bins_of, classification_metrics
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 49, 100])
@@ -57,21 +57,18 @@ def test_calibration_error_by_hand() -> None:
     # 4 examples of confidence 0.9 with 3 hits: |0.75 - 0.9|; 1 of confidence 0.3 with none: 0.3. Over 5: (4 x 0.15 + 0.3) / 5.
     confidence = np.array([0.9, 0.9, 0.9, 0.9, 0.3])
     hit = np.array([True, True, True, False, False])
-    bins = bins_of(confidence)
-    counts = np.bincount(bins, minlength=NUM_BINS)
-    sums = np.bincount(bins, confidence, NUM_BINS)
-    hits = np.bincount(bins, hit, NUM_BINS)
-    assert calibration_error(counts, sums, hits) == pytest.approx(0.18)
+    diagram = Reliability.of(confidence, hit)
+    assert (diagram.counts.sum(), diagram.hits.sum()) == (5, 3)
+    assert diagram.ece == pytest.approx(0.18)
 
 
 def test_calibration_error_of_nothing_is_zero() -> None:
-    nothing = np.zeros(NUM_BINS)
-    assert calibration_error(nothing, nothing, nothing) == 0
+    assert Reliability.of(np.empty(0), np.empty(0, bool)).ece == 0
 
 
 def test_one_bin_is_the_difference_of_the_means() -> None:
-    assert calibration_error(np.array([4]), np.array([2.0]), np.array([3])) == 0.25
-    assert calibration_error(np.array([1]), np.array([0.25]), np.array([1])) == 0.75
+    assert Reliability(np.array([4]), np.array([2.0]), np.array([3])).ece == 0.25
+    assert Reliability(np.array([1]), np.array([0.25]), np.array([1])).ece == 0.75
 
 
 def sampled(temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

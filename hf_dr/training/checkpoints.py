@@ -15,10 +15,11 @@ import shutil
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -308,11 +309,14 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def compare_settings(
     checkpoint: Path, there: Mapping[str, Any], here: Mapping[str, Any], args: TrainingArguments, *, loud: bool
-) -> None:
+) -> dict[str, Any]:
     """Compares the settings of a checkpoint with those of the run that goes on from it, and says what changes.
 
     `there` is what the trainer itself wrote down with the checkpoint, and `here` the same for the run that goes on; where these
     say what comes of an argument, they count alone. `loud` is whether this process says what changes.
+
+    Returns:
+        The settings that took the steps, for `as_trained`, where no step is taken any more; else {}.
 
     Raises:
         ConfigError: A setting that shapes the weights differs.
@@ -320,10 +324,12 @@ def compare_settings(
     before, now = read_settings(checkpoint / SETTINGS_FILE), kept_settings(args)
     of_arguments = differences(before, now)
     said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
-    if not said and _is_finished(checkpoint):
+    finished = not said and _is_finished(checkpoint)
+    if finished:
         of_arguments.pop("processes", None)  # no step is taken any more: others may evaluate it
     if _can_be_divided_again(args) and _rows_of_a_step(before) == _rows_of_a_step(now):
-        said.update({name: of_arguments.pop(name) for name in OF_A_STEP if name in of_arguments})
+        shared_out = {name: of_arguments.pop(name) for name in OF_A_STEP if name in of_arguments}
+        said.update({} if finished else shared_out)
     found = differences(there, here)
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
     if found:
@@ -340,6 +346,21 @@ def compare_settings(
         )  # fmt: skip
     if args.ignore_data_skip and loud:
         logger.warning("With `ignore_data_skip` the epoch of %s begins again: some of its rows come twice.", checkpoint)
+    return before if finished else {}
+
+
+def as_trained(args: TrainingArguments, before: Mapping[str, Any]) -> Any:
+    """Returns arguments that tell of the steps what took them, by `before`, which `compare_settings` returned."""
+    if not before:
+        return args
+    told: Any = copy.copy(args)
+    told.per_device_train_batch_size = before["per_device_train_batch_size"]
+    told.gradient_accumulation_steps = before["gradient_accumulation_steps"]
+    told._n_gpu = before.get("devices", 1)  # Trainer's own properties make of these what it lists
+    processes = before.get("processes", 1)
+    kind = DistributedType.NO if processes == 1 else DistributedType.MULTI_GPU
+    told.distributed_state = SimpleNamespace(num_processes=processes, distributed_type=kind)
+    return told
 
 
 def _can_be_divided_again(args: TrainingArguments) -> bool:

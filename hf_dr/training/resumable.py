@@ -29,6 +29,7 @@ from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
+    as_trained,
     check_processes_alike,
     check_saved_whole,
     compare_settings,
@@ -78,6 +79,7 @@ class ResumableTrainer(Trainer):
         self._calibration: Any = None  # theirs, if they have taken a temperature in
         self._loaders: list[Any] = []  # those that may have workers
         self._companions: list[Any] = []  # they `save` with the weights, and `resume_from` a checkpoint
+        self._took_the_steps: dict[str, Any] = {}  # settings, of a training that is finished and evaluated again
         self._divergence = Divergence()
         self._totals = Totals(self)
         self._lock: filelock.BaseFileLock | None = None
@@ -90,6 +92,11 @@ class ResumableTrainer(Trainer):
         self.add_callback(_Forgetting(self))
         self.add_callback(self._divergence)
         self.add_callback(self._totals)
+
+    @property
+    def args_of_steps(self) -> Any:
+        """The arguments, but of the processes that took the steps, where these others evaluate a finished training."""
+        return as_trained(self.args, self._took_the_steps)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what must not change when a run is resumed, for JSON; None if there is nothing to compare."""
@@ -157,10 +164,12 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: It was made with other `run_settings`, or other arguments that shape the weights.
         """
+        self._took_the_steps = {}
         if checkpoint is not None:
             self._train_batch_size = found_batch_size(Path(checkpoint), self.args) or self._train_batch_size
             there, here = read_settings(Path(checkpoint, self.settings_file)), self.run_settings() or {}
-            compare_settings(Path(checkpoint), there, here, self.args, loud=self.is_world_process_zero())
+            loud = self.is_world_process_zero()
+            self._took_the_steps = compare_settings(Path(checkpoint), there, here, self.args, loud=loud)
         for companion in self._companions:
             companion.resume_from(checkpoint)
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -118,7 +119,7 @@ class Student:
 
 def student_of_training(trainer: Any, train: ReinforcedData, card: Mapping[str, Any]) -> Student:
     """Returns what is known about the student of a `StudentTrainer`; `card` are the arguments of `create_model_card`."""
-    args = trainer.args
+    args = trainer.args_of_steps
     source = train.origin
     base = source.base
     views = " + ".join(map(str, source.num_views))
@@ -130,7 +131,8 @@ def student_of_training(trainer: Any, train: ReinforcedData, card: Mapping[str, 
     tags = card.get("tags") or []
     speeds = [entry[_SPEED] for entry in trainer.state.log_history if _SPEED in entry]
     fold = fold_in_config(trainer._model_summary, getattr(trainer.model, "config", None))
-    hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(trainer).items()}
+    listed = extract_hyperparameters_from_trainer(SimpleNamespace(args=args))
+    hyperparameters = {k: " ".join(str(v).split()) for k, v in listed.items()}
     settings = {
         key: value for key, value in trainer.run_settings().items() if value is not None and key not in _NOT_TOLD
     }

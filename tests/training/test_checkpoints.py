@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from samples import MAY_CHANGE
 from torch import nn
 from transformers import AutoModelForImageClassification, BeitConfig, Dinov2Config, SwinConfig
+from transformers.training_args import ParallelMode
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
@@ -31,6 +32,7 @@ from hf_dr.training.checkpoints import (
     OF_THE_BEST,
     SAID,
     SETTINGS_FILE,
+    as_trained,
     check_saved_whole,
     compare_settings,
     differences,
@@ -41,6 +43,7 @@ from hf_dr.training.checkpoints import (
     load_renamed,
     plain,
     read_settings,
+    write_checksums,
 )
 from hf_dr.training.resumable import LOCK_FILE
 from hf_dr.training.resumable_arguments import ResumableArguments
@@ -461,7 +464,29 @@ def test_another_number_of_processes_evaluates_but_does_not_train(two_epochs, tm
                 with pytest.raises(ConfigError, match="differs in processes: 2 there, 1 here"):
                     compare_settings(folder, {}, {}, args, loud=False)
             else:
-                compare_settings(folder, {}, {}, args, loud=False)
+                took = compare_settings(folder, {}, {}, args, loud=False)
+                told = as_trained(args, took)
+                assert (told.world_size, told.parallel_mode, told.train_batch_size) == (2, ParallelMode.DISTRIBUTED, 4)
+                assert (args.world_size, as_trained(args, {})) == (1, args)
+
+
+def test_a_finished_training_is_told_as_it_was_trained_whoever_evaluates_it(two_epochs, tmp_path, caplog, plain):
+    """By two processes of four rows, or of two rows: the first has taken the steps of eight rows."""
+    last = f"checkpoint-{2 * STEPS}"
+    for rows, processes in ((4, 2), (2, 2)):
+        out = shutil.copytree(two_epochs, tmp_path / str(rows))
+        kept = {"processes": processes, "per_device_train_batch_size": rows}
+        edited = json.loads((out / last / SETTINGS_FILE).read_text()) | kept
+        (out / last / SETTINGS_FILE).write_text(json.dumps(edited))
+        write_checksums(out / last, resumable=True)
+        args = settings_in(out, num_train_epochs=2, per_device_train_batch_size=4)
+        trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+        trainer.train(resume_from_checkpoint=True)
+        trainer.create_model_card()
+        settings = json.loads((out / "student.json").read_text())["settings"]
+        assert (settings["processes"], settings["num_devices"]) == (2, "2")
+        assert (settings["train_batch_size"], settings["total_train_batch_size"]) == (str(rows), str(2 * rows))
+        assert "the weights are not those" not in caplog.text
 
 
 def test_a_precision_that_accelerates_own_configuration_says_is_compared(two_epochs, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers.trainer
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BitImageProcessor, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
@@ -58,6 +59,37 @@ def test_a_trial_has_checkpoints_of_its_own(plain, settings, tmp_path):
 def test_what_a_search_chooses_is_checked(chosen, message, plain, settings):
     with pytest.raises(ConfigError, match=message):
         search(settings(batch_size=4, per_device_train_batch_size=8), plain, chosen)
+
+
+class _Backend:
+    """Runs a trial for each choice that it is given as `choices`, as a backend of transformers does."""
+
+    ensure_available = staticmethod(lambda: None)
+
+    def run(self, trainer, n_trials, direction, choices):
+        for number, chosen in enumerate(choices):
+            trainer.train(trial=SimpleNamespace(number=number, params=chosen))
+
+
+def test_what_a_trial_has_set_is_not_left_to_what_comes_after_it(plain, settings, monkeypatch):
+    monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, _Backend)
+    trainer = ReinforcedTrainer(model_init=lambda trial=None: pooled(), args=settings(), train_dataset=plain)
+    seen = []
+    search = partial(trainer.hyperparameter_search, lambda trial: trial.params, backend="optuna", hp_name=str)
+    training_step = trainer.training_step
+
+    def step(*args, **more):
+        seen.append((trainer.args.label_weight, trainer.args.learning_rate))
+        return training_step(*args, **more)
+
+    trainer.training_step = step
+    search(choices=[{"label_weight": 0.5}, {"learning_rate": 0.25}])
+    assert list(dict.fromkeys(seen)) == [(0.5, 0.05), (0.0, 0.25)]
+    with pytest.raises(ConfigError, match=r"`label_weight` must be .*, got 3.0"):
+        search(choices=[{"label_weight": 3.0}])
+    seen.clear()
+    trainer.train()
+    assert set(seen) == {(0.0, 0.05)}
 
 
 def test_a_search_mixes_no_batches_of_other_data(plain, settings):

@@ -161,6 +161,7 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
             kept = last_checkpoint(str(trainer.args.output_dir))
             goes_on = "no checkpoint was saved" if kept is None else f"the same command goes on from {Path(kept).name}"
             logger.warning("Stopped at step %d of %d: %s.", trainer.state.global_step, trainer.state.max_steps, goes_on)
+        _finish_push(trainer)
         raise
     finally:
         trainer.remove_callback(stops)
@@ -182,7 +183,13 @@ def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
             kept = last_checkpoint(str(trainer.args.output_dir))
             if trainer.is_world_process_zero() and kept is not None:
                 logger.warning("Stopped after the training: the same command goes on from %s.", Path(kept).name)
+            _finish_push(trainer)
             raise
+
+
+def _finish_push(trainer: Trainer) -> None:
+    """Waits for the push that a checkpoint began in a thread: it loads the student, which fails once Python ends."""
+    trainer._finish_current_push()  # private, but Trainer itself offers no other
 
 
 def _save_last_step(trainer: Trainer) -> None:

@@ -38,7 +38,7 @@ from hf_dr.generation.estimate import shown_hours
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.settings import Place
+from hf_dr.settings import Place, check_kind
 from hf_dr.store import schema
 from hf_dr.store.base_dataset import sampled_rows
 from hf_dr.store.card import CARD_FILE
@@ -93,6 +93,7 @@ def export(
         FormatError: A shard of the "+" dataset is damaged.
         ReplayError: An image of an overlay's base is not the one that was reinforced.
     """
+    check_kind("plus", plus, (str, os.PathLike), 'the folder or Hub id of a "+" dataset', "Name it.")
     Place().check("plus", plus)
     Place().check("output_dir", output_dir)
     config = ExportConfig(os.fspath(output_dir), shard_size=shard_size)

@@ -125,9 +125,10 @@ class Teacher:
         names: Any = ids if isinstance(ids, (list, tuple)) else [ids]
         wrong = [type(name).__name__ for name in names if not isinstance(name, (str, os.PathLike))]
         if wrong:
+            found = wrong[0] if names[0] is ids else f"a list with {wrong[0]}"
             raise ConfigError(
-                f"a teacher must be a Teacher, or one or several names, got {wrong[0]}. Name {HOW_TO_NAME}; "
-                "`Teacher.from_model` makes one of a model in memory."
+                f"a teacher must be a Teacher, or one or several names, got {found}. Name {HOW_TO_NAME}; `Teacher.from_model` "
+                "makes one of a model in memory, and `Teacher([*one.members, *other.members])` one of several."
             )
         teacher = cls([load_member(name) for name in with_members([os.fspath(name) for name in names])], **settings)
         logger.info("The teacher (%s) computes on %s.", " + ".join(m.id for m in teacher.members), teacher.device)

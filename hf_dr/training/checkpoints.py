@@ -316,7 +316,7 @@ def compare_settings(
     say what comes of an argument, they count alone. `loud` is whether this process says what changes.
 
     Returns:
-        The settings that took the steps, for `as_trained`, where no step is taken any more; else {}.
+        The settings that took the steps, for `arguments_of_steps`, where no step is taken any more; else {}.
 
     Raises:
         ConfigError: A setting that shapes the weights differs.
@@ -349,7 +349,7 @@ def compare_settings(
     return before if finished else {}
 
 
-def as_trained(args: TrainingArguments, before: Mapping[str, Any]) -> Any:
+def arguments_of_steps(args: TrainingArguments, before: Mapping[str, Any]) -> Any:
     """Returns arguments that tell of the steps what took them, by `before`, which `compare_settings` returned."""
     if not before:
         return args

@@ -29,7 +29,7 @@ from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
-    as_trained,
+    arguments_of_steps,
     check_processes_alike,
     check_saved_whole,
     compare_settings,
@@ -96,7 +96,7 @@ class ResumableTrainer(Trainer):
     @property
     def args_of_steps(self) -> Any:
         """The arguments, but of the processes that took the steps, where these others evaluate a finished training."""
-        return as_trained(self.args, self._took_the_steps)
+        return arguments_of_steps(self.args, self._took_the_steps)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what must not change when a run is resumed, for JSON; None if there is nothing to compare."""

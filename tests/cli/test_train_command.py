@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.metrics import compute_metrics
+from hf_dr.training import student_hub
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.resumable import _Bars
@@ -356,6 +358,22 @@ def interrupted(monkeypatch, ctrl_c):
         return steps
 
     return press
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")  # what Trainer does about the client's
+@pytest.mark.usefixtures("loopback_hub")
+def test_a_training_that_is_stopped_ends_after_the_push_of_its_checkpoint(call, monkeypatch, interrupted):
+    """Which loads the student in a thread, and could not any more while Python ends."""
+    pushed = []
+
+    def slowly(folder, repo_id, **settings):
+        time.sleep(0.5)
+        pushed.append(settings["commit_message"])
+
+    monkeypatch.setattr(student_hub, "push_student", slowly)
+    interrupted(2)
+    assert call("--push_to_hub", "--hub_strategy", "every_save", "--hub_model_id", "me/student") == 130
+    assert pushed == ["Training in progress, step 2"]
 
 
 @pytest.mark.parametrize("name", ["all_results.json", "train_results.json", "eval_results.json"])

@@ -294,6 +294,11 @@ def test_refused_settings(
 def test_refused_folders(exported: Path, plus: Path, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`output_dir` must not lie in a folder that is read"):
         export(plus, plus)
+    opened: Any = load_reinforced(plus)
+    with pytest.raises(
+        ConfigError, match=r"must be the folder or Hub id of a \"\+\" dataset, got ReinforcedDataset\. Name"
+    ):
+        export(opened, tmp_path)
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").touch()

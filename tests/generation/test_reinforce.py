@@ -1215,14 +1215,16 @@ def test_a_single_op_is_no_augmentation(tiny_dataset, tiny_teacher, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [None, 3, torch.nn.Linear(3, 8), {"a": "b"}, ["timm/x", None]], ids=str)
-def test_what_is_no_teacher(tiny_dataset, tiny_plus, tmp_path, wrong):
-    found = "NoneType" if isinstance(wrong, list) else type(wrong).__name__
+def test_what_is_no_teacher(tiny_dataset, tiny_plus, tiny_teacher, tmp_path, wrong):
+    found = f"a list with {type(wrong[-1]).__name__}" if isinstance(wrong, list) else type(wrong).__name__
     expected = pytest.raises(
         ConfigError, match=f"must be a Teacher, or one or several names, got {found}. Name a Hub id"
     )
     config = ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=1)
     with expected:
         reinforce(tiny_dataset, wrong, PLAIN, config)
+    with pytest.raises(ConfigError, match=r"got a list with Teacher\. .* `Teacher\(\[\*one.members, .* one of several"):
+        reinforce(tiny_dataset, ["timm/x", tiny_teacher], PLAIN, config)
     if wrong is not None:  # that is the teacher of the provenance
         with expected:
             verify(tiny_plus, wrong)

@@ -32,7 +32,7 @@ from hf_dr.training.checkpoints import (
     OF_THE_BEST,
     SAID,
     SETTINGS_FILE,
-    as_trained,
+    arguments_of_steps,
     check_saved_whole,
     compare_settings,
     differences,
@@ -465,9 +465,9 @@ def test_another_number_of_processes_evaluates_but_does_not_train(two_epochs, tm
                     compare_settings(folder, {}, {}, args, loud=False)
             else:
                 took = compare_settings(folder, {}, {}, args, loud=False)
-                told = as_trained(args, took)
+                told = arguments_of_steps(args, took)
                 assert (told.world_size, told.parallel_mode, told.train_batch_size) == (2, ParallelMode.DISTRIBUTED, 4)
-                assert (args.world_size, as_trained(args, {})) == (1, args)
+                assert (args.world_size, arguments_of_steps(args, {})) == (1, args)
 
 
 def test_a_finished_training_is_told_as_it_was_trained_whoever_evaluates_it(two_epochs, tmp_path, caplog, plain):

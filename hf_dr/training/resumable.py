@@ -52,7 +52,24 @@ LOCK_FILE = ".training.lock"
 """In `output_dir`, held by the training that writes to it."""
 
 
-class ResumableTrainer(Trainer):
+class _Searching(Trainer):
+    """transformers' Trainer, whose searches leave nothing behind in its arguments."""
+
+    def hyperparameter_search(self, hp_space: Any = None, *args: Any, **settings: Any) -> Any:
+        """As Trainer's, but each trial sets what it chooses in the trainer's own `args`, which are back after the search."""
+        own = dict(vars(self.args))
+
+        def space(trial: Any) -> Any:
+            vars(self.args).update(own)  # Trainer leaves there what the trial before has set
+            return hp_space(trial)
+
+        try:
+            return super().hyperparameter_search(hp_space and space, *args, **settings)
+        finally:
+            vars(self.args).update(own)
+
+
+class ResumableTrainer(_Searching):
     """transformers' Trainer for `ResumableArguments`: a run that is stopped and resumed equals one that was not stopped.
 
     A subclass says in `run_settings` what decides its batches and their loss. They are saved with the weights, and a

@@ -134,19 +134,6 @@ class ReinforcedTrainer(StudentTrainer):
             check_training(self.args, self._reinforced, self)
             self._in_order()  # checks the settings of the order
 
-    def hyperparameter_search(self, hp_space: Any = None, *args: Any, **settings: Any) -> Any:
-        """As Trainer's, but each trial sets what it chooses in the trainer's own `args`, which are back after the search."""
-        own = dict(vars(self.args))
-
-        def space(trial: Any) -> Any:
-            vars(self.args).update(own)  # Trainer leaves there what the trial before has set
-            return hp_space(trial)
-
-        try:
-            return super().hyperparameter_search(hp_space and space, *args, **settings)
-        finally:
-            vars(self.args).update(own)
-
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As Trainer's; what `model_init` makes is treated as a given model is."""
         made = super().call_model_init(trial)

@@ -111,7 +111,7 @@ class ResumableTrainer(_Searching):
         self.add_callback(self._totals)
 
     @property
-    def args_of_steps(self) -> Any:
+    def _args_of_steps(self) -> Any:
         """The arguments, but of the processes that took the steps, where these others evaluate a finished training."""
         return arguments_of_steps(self.args, self._took_the_steps)
 

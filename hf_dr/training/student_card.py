@@ -119,7 +119,7 @@ class Student:
 
 def student_of_training(trainer: Any, train: ReinforcedData, card: Mapping[str, Any]) -> Student:
     """Returns what is known about the student of a `StudentTrainer`; `card` are the arguments of `create_model_card`."""
-    args = trainer.args_of_steps
+    args = trainer._args_of_steps
     source = train.origin
     base = source.base
     views = " + ".join(map(str, source.num_views))

@@ -299,7 +299,7 @@ class TransferTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return
         described = self._description
-        args = self.args_of_steps
+        args = self._args_of_steps
         content = {
             **{key: described[key] for key in ("task", "student", "dataset")},
             "metrics": self._measured,

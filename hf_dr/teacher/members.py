@@ -290,8 +290,9 @@ def _load_timm(name: str) -> Member:
         )
     try:
         weights = load_file(path)
-        registered = timm.get_pretrained_cfg(architecture)
-        cfg = registered.to_dict() if registered else {}
+        # Built by its name, because timm lists no cfg of its older names, such as tv_resnet50.
+        model = timm.create_model(architecture, pretrained=False)
+        cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
         classifier = cfg.get("classifier")
         if not classifier:
             raise TeacherError(
@@ -300,7 +301,8 @@ def _load_timm(name: str) -> Member:
             )
         classifier = classifier if isinstance(classifier, str) else classifier[0]
         num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}."))
-        model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
+        if num_classes != model.num_classes:
+            model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
         model.load_state_dict(weights)
     except (SafetensorError, StopIteration, RuntimeError) as error:
         raise TeacherError(

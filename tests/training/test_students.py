@@ -216,6 +216,16 @@ def test_weights_of_a_file_are_shown_what_a_teacher_of_that_name_is_shown(plain,
     assert given.config.pretrained_cfg["mean"] == [0.1] * 3
 
 
+@pytest.mark.filterwarnings("ignore:Mapping deprecated model name")
+def test_an_older_name_of_timm_is_an_architecture(tmp_path):
+    """Timm builds tv_resnet34, but lists its configuration as that of resnet34.tv_in1k."""
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("resnet34", num_classes=5).state_dict(), file)
+    old, new = (load_member(f"timm:{name}@{file}") for name in ("tv_resnet34", "resnet34.tv_in1k"))
+    assert old.preprocessing == new.preprocessing
+    assert old.crop == new.crop
+
+
 def test_a_student_by_its_name_goes_on_when_it_is_made_again(plain, settings):
     start = lambda **changes: ReinforcedTrainer(  # noqa: E731
         "timm:test_resnet", settings(num_train_epochs=2, save_strategy="epoch", **changes), train_dataset=plain

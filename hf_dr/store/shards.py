@@ -169,7 +169,8 @@ def check_of_run(path: Path | str, provenance: Provenance, rows: int, fingerprin
 def check_row_numbers(numbers: Any, rows: range, where: str) -> None:
     """Refuses a column `source_index`, of Arrow, that does not count these rows in order; `where` names its shards."""
     # The length first: a provenance that lies may speak of more rows than fit in memory.
-    if len(numbers) != len(rows) or not np.array_equal(numbers.to_numpy(), np.arange(rows.start, rows.stop)):
+    alike = len(numbers) == len(rows) and not numbers.null_count
+    if not alike or not np.array_equal(numbers.to_numpy(), np.arange(rows.start, rows.stop)):
         raise FormatError(
             f"{where} must hold rows {rows.start} to {rows.stop - 1} in order (`{SOURCE_INDEX}`), found others. Fetch or make "
             "it again."

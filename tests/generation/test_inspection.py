@@ -360,6 +360,22 @@ def test_damaged_answers_are_refused(tmp_path, tiny_folder, column, wrong):
         inspect(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("number", [3, None])
+def test_rows_out_of_order_are_refused(tmp_path, tiny_folder, number):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+
+    def numbered(table: pa.Table) -> pa.Table:
+        numbers = pa.array([5, 6, number, 8, 9], pa.int64())
+        return table.set_column(table.column_names.index("source_index"), table.schema.field("source_index"), numbers)
+
+    path = tmp_path / "copy" / "all_ops" / "train-00001-of-00003.parquet"
+    rewritten(path, numbered)
+    with pytest.raises(
+        FormatError, match=rf"{path.name} must hold rows 5 to 9 in order \(`source_index`\), found others"
+    ):
+        inspect(tmp_path / "copy")
+
+
 def test_labels_that_are_no_numbers_are_refused(tmp_path, tiny_folder):
     shutil.copytree(tiny_folder, tmp_path / "copy")
     for path in (tmp_path / "copy" / "all_ops").glob("*.parquet"):

@@ -57,10 +57,12 @@ class _Searching(Trainer):
 
     def hyperparameter_search(self, hp_space: Any = None, *args: Any, **settings: Any) -> Any:
         """As Trainer's, but each trial sets what it chooses in the trainer's own `args`, which are back after the search."""
-        own = dict(vars(self.args))
+        # All but what `train` sets for the time of a trial, and takes back itself.
+        own = {name: value for name, value in vars(self.args).items() if name != "save_total_limit"}
 
         def space(trial: Any) -> Any:
-            vars(self.args).update(own)  # Trainer leaves there what the trial before has set
+            if trial is not None:  # else a backend asks before the first trial, once it has set what it needs
+                vars(self.args).update(own)  # Trainer leaves there what the trial before has set
             return hp_space(trial)
 
         try:
@@ -131,6 +133,9 @@ class ResumableTrainer(_Searching):
         if evaluated and (names := self.metric_names()) is not None:
             check_measured(self.args, names)
         self._most_checkpoints = self.args.save_total_limit
+        self._train_batch_size = (
+            self.args.train_batch_size
+        )  # Trainer itself keeps that of a trial, or of when it was made
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))

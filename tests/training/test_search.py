@@ -92,6 +92,31 @@ def test_what_a_trial_has_set_is_not_left_to_what_comes_after_it(plain, settings
     assert set(seen) == {(0.0, 0.05)}
 
 
+def test_a_search_takes_the_batches_of_a_trial_back_and_keeps_checkpoints_as_a_training_does(
+    plain, settings, monkeypatch
+):
+    monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, _Backend)
+    args = settings(per_device_train_batch_size=4, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer = ReinforcedTrainer(model_init=lambda trial=None: pooled(), args=args, train_dataset=plain)
+    seen = []
+    training_step = trainer.training_step
+
+    def step(model, inputs, *more):
+        seen.append((len(inputs["labels"]), args.save_total_limit))
+        return training_step(model, inputs, *more)
+
+    trainer.training_step = step
+    trial = {"per_device_train_batch_size": 2}
+    trainer.hyperparameter_search(lambda trial: trial.params, backend="optuna", hp_name=str, choices=[trial])
+    assert set(seen) == {(2, None)}, "Trainer itself must delete no checkpoint"
+    assert args.save_total_limit == 1
+    for batch in (4, 3):  # as before the search; as whoever trains with the best settings sets it
+        seen.clear()
+        args.per_device_train_batch_size = batch
+        trainer.train()
+        assert set(seen) == {(batch, None)}
+
+
 def test_a_search_mixes_no_batches_of_other_data(plain, settings):
     rows = [{name: plain[row][name] for name in ("pixel_values", "labels")} for row in range(8)]
     with pytest.raises(ConfigError, match="`mixup_alpha` and `cutmix_alpha` need a dataset of this package"):

@@ -100,7 +100,7 @@ class ResumableArguments(TrainingArguments):
             if name in str(self.optim_args):
                 raise ConfigError(
                     f"`{name}` of {plain(self.optim)} must be a setting of its own, got it in `optim_args` "
-                    f"{self.optim_args!r:.80}. Take it out of it, and set `{name}`."
+                    f"{self.optim_args!r:.80}. Take it out there, and set `{name}`."
                 )
         if self.auto_find_batch_size and self.batch_size is not None:
             raise ConfigError(

@@ -118,7 +118,7 @@ def _deep(levels: int) -> list:
         (1 + 2j, "the name builtins.complex"),
         (bytearray(b"x"), r"the (name builtins\.bytearray|instruction BYTEARRAY8)"),
         (2**63, "an integer of 9 bytes"),
-        ("x" * 5000, "a string of 5,000 characters"),
+        ("x" * 5000, "a string of 5,000 bytes"),
         (b"x" * 300, "the instruction BINBYTES"),
         (_shared(40), r"nested more than 32 deep"),
         (_shared(30), r"more than 2,097,152 values"),

@@ -8,6 +8,7 @@ as an int. A stream that asks for more is refused.
 from __future__ import annotations
 
 import pickletools
+import struct
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -29,12 +30,13 @@ class _Name(Enum):
 
 
 _NAMES = {
-    "numpy dtype": _Name.DTYPE,
-    "numpy.core.multiarray scalar": _Name.SCALAR,
-    "numpy._core.multiarray scalar": _Name.SCALAR,
+    ("numpy", "dtype"): _Name.DTYPE,
+    ("numpy.core.multiarray", "scalar"): _Name.SCALAR,
+    ("numpy._core.multiarray", "scalar"): _Name.SCALAR,
 }
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
 _CONTAINERS = frozenset({tuple, list, dict})
+_FLOAT = struct.Struct(">d")
 
 
 def read_plain_pickle(data: bytes, where: str) -> Any:
@@ -48,14 +50,14 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
             strings, bytes, bools, None, floats and 64-bit integers.
     """
     try:
-        value = _Machine().run(data)
+        value = _Machine(data).run()
         _count_parts(value)
     except _RefusedError as refusal:
         raise FormatError(
             f"{where} must hold plain values only (numbers, strings, lists, tuples, dicts), found {refusal}. It was not "
             "executed. Fetch the file again from a source that you trust."
         ) from None
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise FormatError(
             f"{where} must be a pickle, but it breaks off or is damaged ({type(error).__name__}). Fetch the file again."
         ) from error
@@ -69,34 +71,65 @@ class _RefusedError(Exception):
 class _Machine:
     """The stack machine that a pickle is a program for; what it builds may still hold names, and be endless or vast."""
 
-    __slots__ = ("memo", "outer", "stack")
+    __slots__ = ("at", "data", "memo", "outer", "stack")
 
-    def __init__(self) -> None:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0  # the place of the next instruction, or of the argument of this one
         self.stack: list[Any] = []  # the values since the last mark
         self.outer: list[list[Any]] = []  # the stacks below the marks
         self.memo: dict[int, Any] = {}  # values that the program comes back to, by their numbers
 
-    def run(self, data: bytes) -> Any:
+    def run(self) -> Any:
         """Returns the value that is on the stack in the end; a damaged program raises what Python's lists and dicts do."""
-        for count, (op, argument, _) in enumerate(pickletools.genops(data)):
-            name = op.name
-            if count == MAX_INSTRUCTIONS:
-                raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
-            if name in _ARGUMENTS:
-                self.stack.append(argument)
-            elif name in _VALUES:
-                value = _VALUES[name](self, argument)
+        for _ in range(MAX_INSTRUCTIONS):
+            code = self.data[self.at]
+            self.at += 1
+            if code in _VALUES:
+                value = _VALUES[code](self)
                 self.stack.append(value)  # after the call, which may go back to the stack below a mark
-            elif name in _CHANGES:
-                _CHANGES[name](self, argument)
-            elif name != "STOP":
+            elif code in _CHANGES:
+                _CHANGES[code](self)
+            elif code == _STOP:
+                if len(self.stack) != 1 or self.outer:
+                    raise IndexError
+                return self.stack[0]
+            else:
+                name = next((op.name for op in pickletools.opcodes if op.code == chr(code)), hex(code))
                 raise _RefusedError(f"the instruction {name}")
-        if len(self.stack) != 1 or self.outer:
-            raise IndexError
-        return self.stack[0]
+        raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+
+    # What instructions read after themselves.
+
+    def byte(self) -> int:
+        byte = self.data[self.at]
+        self.at += 1
+        return byte
+
+    def decimal(self) -> float:
+        value: float = _FLOAT.unpack_from(self.data, self.at)[0]
+        self.at += _FLOAT.size
+        return value
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.read(size), "little")
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_TEXT:
+            raise _RefusedError(f"a string of {size:,} bytes")
+        text = self.data[self.at : self.at + size]
+        self.at += size
+        return text
+
+    def line(self) -> str:
+        end = self.data.index(b"\n", self.at, self.at + MAX_TEXT)
+        line = self.data[self.at : end].decode()
+        self.at = end + 1
+        return line
+
+    # What they take off the stack.
 
     def top(self, count: int) -> list[Any]:
-        """Takes values off the stack."""
         if len(self.stack) < count:
             raise IndexError
         items = self.stack[-count:]
@@ -104,36 +137,34 @@ class _Machine:
         return items
 
     def since_mark(self) -> list[Any]:
-        """Takes all values since the last mark off the stack."""
         items = self.stack
         self.stack = self.outer.pop()
         return items
 
 
-def _text(_: _Machine, text: str) -> str:
-    if len(text) > MAX_TEXT:
-        raise _RefusedError(f"a string of {len(text):,} characters")
-    return text
+def _text(machine: _Machine, size: int) -> str:
+    return machine.read(size).decode("utf-8", "surrogatepass")
 
 
-def _long(_: _Machine, number: int) -> int:
-    if not -(1 << 63) <= number < 1 << 63:
-        raise _RefusedError(f"an integer of {number.bit_length() // 8 + 1} bytes")
-    return number
+def _long(machine: _Machine) -> int:
+    size = machine.byte()
+    if size > 8:
+        raise _RefusedError(f"an integer of {size} bytes")
+    return int.from_bytes(machine.read(size), "little", signed=True)
 
 
-def _name(name: str) -> _Name:
-    if name not in _NAMES:
-        raise _RefusedError(f"the name {name.replace(' ', '.'):.160}")
-    return _NAMES[name]
+def _name(module: str, name: str) -> _Name:
+    if (module, name) not in _NAMES:
+        raise _RefusedError(f"the name {module:.80}.{name:.80}")
+    return _NAMES[module, name]
 
 
-def _name_on_stack(machine: _Machine, _: Any) -> _Name:
+def _name_on_stack(machine: _Machine) -> _Name:
     module, name = machine.top(2)
-    return _name(f"{_of_type(module, str)} {_of_type(name, str)}")
+    return _name(_of_type(module, str), _of_type(name, str))
 
 
-def _reduce(machine: _Machine, _: Any) -> Any:
+def _reduce(machine: _Machine) -> Any:
     """NumPy's `dtype("i8", False, True)` and `scalar(dtype, eight bytes)`; nothing else is called by its name."""
     function, arguments = machine.top(2)
     match function, arguments:
@@ -145,7 +176,7 @@ def _reduce(machine: _Machine, _: Any) -> Any:
     raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
 
 
-def _mark(machine: _Machine, _: Any) -> None:
+def _mark(machine: _Machine) -> None:
     machine.outer.append(machine.stack)
     machine.stack = []
 
@@ -162,16 +193,21 @@ def _set_items(machine: _Machine, items: list[Any]) -> None:
         target[_of_type(key, str)] = value
 
 
-def _memoize(machine: _Machine, number: int | None) -> None:
-    machine.memo[len(machine.memo) if number is None else number] = machine.stack[-1]
+def _memoize(machine: _Machine, number: int) -> None:
+    machine.memo[number] = machine.stack[-1]
 
 
-def _check_protocol(_: _Machine, protocol: int) -> None:
+def _check_protocol(machine: _Machine) -> None:
+    protocol = machine.byte()
     if not 2 <= protocol <= 5:
         raise _RefusedError(f"pickle protocol {protocol}")
 
 
-def _build(machine: _Machine, _: Any) -> None:
+def _skip_frame(machine: _Machine) -> None:
+    machine.at += 8  # a hint for reading ahead
+
+
+def _build(machine: _Machine) -> None:
     """The dtype's byte order, which is the only state that an object is given."""
     (state,) = machine.top(1)
     if machine.stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
@@ -184,43 +220,55 @@ def _of_type(value: Any, kind: type) -> Any:
     return value
 
 
-# The instructions, by the names of the module pickletools, which reads their arguments. What is not here does not exist, and
-# nothing here calls or imports what a stream holds.
+# The instructions, by the names of the module pickletools. What is not here does not exist, and nothing here calls or imports
+# what a stream holds.
 
-_ARGUMENTS = frozenset(("BININT1", "BININT2", "BININT", "BINFLOAT", "SHORT_BINUNICODE", "SHORT_BINBYTES"))
-"""Instructions that put their argument on the stack, which takes 255 bytes at most."""
-_VALUES: dict[str, Callable[[_Machine, Any], Any]] = {
-    "LONG1": _long,
-    "BINUNICODE": _text,
-    "NONE": lambda *_: None,
-    "NEWTRUE": lambda *_: True,
-    "NEWFALSE": lambda *_: False,
-    "EMPTY_TUPLE": lambda *_: (),
-    "EMPTY_LIST": lambda *_: [],
-    "EMPTY_DICT": lambda *_: {},
-    "TUPLE1": lambda machine, _: tuple(machine.top(1)),
-    "TUPLE2": lambda machine, _: tuple(machine.top(2)),
-    "TUPLE3": lambda machine, _: tuple(machine.top(3)),
-    "TUPLE": lambda machine, _: tuple(machine.since_mark()),
-    "BINGET": lambda machine, number: machine.memo[number],
-    "LONG_BINGET": lambda machine, number: machine.memo[number],
-    "GLOBAL": lambda _, name: _name(name),
-    "STACK_GLOBAL": _name_on_stack,
-    "REDUCE": _reduce,
+_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_STOP = _CODES["STOP"]
+_VALUES: dict[int, Callable[[_Machine], Any]] = {
+    _CODES[name]: value
+    for name, value in {
+        "NONE": lambda _: None,
+        "NEWTRUE": lambda _: True,
+        "NEWFALSE": lambda _: False,
+        "BININT1": _Machine.byte,
+        "BININT2": lambda machine: machine.number(2),
+        "BININT": lambda machine: int.from_bytes(machine.read(4), "little", signed=True),
+        "LONG1": _long,
+        "BINFLOAT": _Machine.decimal,
+        "SHORT_BINUNICODE": lambda machine: _text(machine, machine.byte()),
+        "BINUNICODE": lambda machine: _text(machine, machine.number(4)),
+        "SHORT_BINBYTES": lambda machine: machine.read(machine.byte()),
+        "EMPTY_TUPLE": lambda _: (),
+        "EMPTY_LIST": lambda _: [],
+        "EMPTY_DICT": lambda _: {},
+        "TUPLE1": lambda machine: tuple(machine.top(1)),
+        "TUPLE2": lambda machine: tuple(machine.top(2)),
+        "TUPLE3": lambda machine: tuple(machine.top(3)),
+        "TUPLE": lambda machine: tuple(machine.since_mark()),
+        "BINGET": lambda machine: machine.memo[machine.byte()],
+        "LONG_BINGET": lambda machine: machine.memo[machine.number(4)],
+        "GLOBAL": lambda machine: _name(machine.line(), machine.line()),
+        "STACK_GLOBAL": _name_on_stack,
+        "REDUCE": _reduce,
+    }.items()
 }
-"""Instructions that put another value on the stack, and which."""
-_CHANGES: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _mark,
-    "APPEND": lambda machine, _: _append(machine, machine.top(1)),
-    "APPENDS": lambda machine, _: _append(machine, machine.since_mark()),
-    "SETITEM": lambda machine, _: _set_items(machine, machine.top(2)),
-    "SETITEMS": lambda machine, _: _set_items(machine, machine.since_mark()),
-    "MEMOIZE": _memoize,
-    "BINPUT": _memoize,
-    "LONG_BINPUT": _memoize,
-    "PROTO": _check_protocol,
-    "FRAME": lambda *_: None,  # a hint for reading ahead
-    "BUILD": _build,
+"""Instructions that put a value on the stack, and which."""
+_CHANGES: dict[int, Callable[[_Machine], None]] = {
+    _CODES[name]: change
+    for name, change in {
+        "MARK": _mark,
+        "APPEND": lambda machine: _append(machine, machine.top(1)),
+        "APPENDS": lambda machine: _append(machine, machine.since_mark()),
+        "SETITEM": lambda machine: _set_items(machine, machine.top(2)),
+        "SETITEMS": lambda machine: _set_items(machine, machine.since_mark()),
+        "MEMOIZE": lambda machine: _memoize(machine, len(machine.memo)),
+        "BINPUT": lambda machine: _memoize(machine, machine.byte()),
+        "LONG_BINPUT": lambda machine: _memoize(machine, machine.number(4)),
+        "PROTO": _check_protocol,
+        "FRAME": _skip_frame,
+        "BUILD": _build,
+    }.items()
 }
 """All others, and what they do."""
 

@@ -133,9 +133,8 @@ class ResumableTrainer(_Searching):
         if evaluated and (names := self.metric_names()) is not None:
             check_measured(self.args, names)
         self._most_checkpoints = self.args.save_total_limit
-        self._train_batch_size = (
-            self.args.train_batch_size
-        )  # Trainer itself keeps that of a trial, or of when it was made
+        # Trainer itself keeps that of a trial, or of when it was made.
+        self._train_batch_size = self.args.train_batch_size
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))

@@ -375,12 +375,20 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     folds = MADE.gain_by_seed(found, "tiny_imagenet_resnet_folds_reinforced", "tiny_imagenet_resnet_reinforced")
     assert f"where the folds are {folds} points above" in text
     gained = [
-        round(100 * curve[f"cifar10_{student}_{epochs}epochs_top1_gain"], 2)
+        MADE.mean(curve, f"cifar10_{student}_{epochs}epochs_top1_gain")
         for student in ("resnet", "vit")
         for epochs in (10, 30)
     ]
-    assert "ResNet gained {:.2f} points in 10 epochs and {:+.2f}".format(*gained[:2]) in text
-    assert "ViT gained {:.2f} and {:.2f}".format(*gained[2:]) in text
+    every = MADE.gain_by_seed(curve, "cifar10_resnet_30epochs_30views_reinforced", "cifar10_resnet_30epochs_erm")
+    assert (
+        "a ResNet gained {} points in 10 epochs and {} in 30; **with V = 30 it was {} in 30**".format(
+            *gained[:2], every
+        )
+        in text
+    )
+    assert "A ViT gained {} and {} with V = 4".format(*gained[2:]) in text
+    corrupted = [100 * curve[f"cifar10_resnet_30epochs_{way}_mce"] for way in ("30views_reinforced", "erm")]
+    assert "stayed larger than on labels, {:.1f} and {:.1f} %".format(*corrupted) in text
     tiny = measured("curve_tiny_imagenet")
     of_tiny = [f"tiny_imagenet_resnet_{epochs}epochs_16views" for epochs in (10, 30)]
     shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]

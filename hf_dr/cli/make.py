@@ -80,9 +80,11 @@ def _loaded(
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
     chosen = columns.image_column, columns.label_column
-    _, label_column = check_dataset(dataset, *chosen)
+    label_column: str | None
     if isinstance(columns, CalibrateArguments):
-        labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
+        _, label_column = labelled_columns(dataset, "a teacher is calibrated by", base.dataset, *chosen)
+    else:
+        _, label_column = check_dataset(dataset, *chosen)
     names = class_names_of(dataset, label_column)
     teacher = Teacher.from_pretrained(
         teaching.teacher,

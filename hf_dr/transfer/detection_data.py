@@ -290,16 +290,17 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
             f"the objects of row {row} must have finite boxes and categories below {num_classes}, found {boxes.tolist()!s:.80} "
             f"and {labels.tolist()!s:.80}. Fix the row."
         )
-    if bbox_format == "coco":
-        boxes[:, 2:] += boxes[:, :2]
-    sides = boxes[:, 2:] - boxes[:, :2]
+    sides = boxes[:, 2:] if bbox_format == "coco" else boxes[:, 2:] - boxes[:, :2]
     if (sides < 0).any():
         raise DataError(
             f"a box of row {row} must not have a side below 0, but with `bbox_format` {bbox_format} the sides are "
             f"{sides.tolist()!s:.80}. Fix the row, or set the other format."
         )
+    if bbox_format == "coco":
+        boxes[:, 2:] += boxes[:, :2]
+    of_boxes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     try:
-        return Objects(boxes, labels, crowds, _areas(areas, sides.prod(axis=1)), [None] * len(labels))
+        return Objects(boxes, labels, crowds, _areas(areas, of_boxes), [None] * len(labels))
     except ValueError as error:
         raise DataError(f"the objects of row {row} must have areas in pixels: {error}. Fix the row.") from error
 

@@ -363,6 +363,16 @@ def suffix(flags: Any, *, of_data: bool = False) -> str:
     return "".join(f"_{part}" for differs, part in parts if differs)
 
 
+def evaluated(name: str, case: Case, flags: Any, tested: str = "test") -> dict[str, Any]:
+    """The settings of evaluate.py."""
+    return {
+        "sets": [f"test={base_of(name, flags)}:{tested}"], "corrupt": ["test"], "severities": [3],
+        "batch_size": 250 if case.size <= 64 else 32,
+        "corruptions": list(case.corruptions),
+        "max_examples": 200 if flags.quick else None,
+    }  # fmt: skip
+
+
 def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> Comparison:
     """Compares one student on one set; a `variant`, named in the runs' folder, has `more` settings of train.py."""
     case = case_of(name, flags)
@@ -388,12 +398,7 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
         title=f"{name}, {student}{(suffix(flags) + variant).replace('_', ' ')}",
         output_dir=str(folder),
         train=train,
-        evaluate={
-            "sets": [f"test={base}:{tested}"], "corrupt": ["test"], "severities": [3],
-            "batch_size": 250 if case.size <= 64 else 32,
-            "corruptions": list(case.corruptions),
-            "max_examples": 200 if flags.quick else None,
-        },
+        evaluate=evaluated(name, case, flags, tested),
         objectives=flags.objectives,
         seeds=flags.seeds[:1] if flags.quick else flags.seeds,
         teacher=teacher,

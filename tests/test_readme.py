@@ -379,16 +379,18 @@ def test_what_is_said_of_teachers_and_views_was_measured():
         for student in ("resnet", "vit")
         for epochs in (10, 30)
     ]
-    every = MADE.gain_by_seed(curve, "cifar10_resnet_30epochs_30views_reinforced", "cifar10_resnet_30epochs_erm")
-    assert (
-        "a ResNet gained {} points in 10 epochs and {} in 30; **with V = 30 it was {} in 30**".format(
-            *gained[:2], every
-        )
-        in text
-    )
-    assert "A ViT gained {} and {} with V = 4".format(*gained[2:]) in text
-    corrupted = [100 * curve[f"cifar10_resnet_30epochs_{way}_mce"] for way in ("30views_reinforced", "erm")]
-    assert "stayed larger than on labels, {:.1f} and {:.1f} %".format(*corrupted) in text
+    ways = [f"cifar10_resnet_{key}" for key in MADE.WAYS_OF_VIEWS.values()]
+    labels, _, every, both = ways
+    for student in (every, both):
+        gained.append(MADE.gain_by_seed(curve, student, labels))
+    assert "a ResNet gained {} points in 10 epochs and {} in 30;".format(*gained[:2]) in text
+    assert "V = 30 it was {} in 30, and with half of the weight on the labels {}**".format(*gained[4:]) in text
+    assert "A ViT gained {} and {} with V = 4".format(*gained[2:4]) in text
+    nll = [curve[f"{student}_nll"] for student in (labels, every, both)]
+    assert "(NLL {:.3f} on labels, {:.3f} and {:.3f} then; ECE".format(*nll) in text
+    assert "ECE {:.2f}, {:.2f} and {:.2f} %)".format(*[100 * curve[f"{s}_ece"] for s in (labels, every, both)]) in text
+    best = max(ways, key=lambda student: curve[f"{student}_top1"])
+    assert best == min(ways, key=lambda student: curve[f"{student}_nll"]) == both
     tiny = measured("curve_tiny_imagenet")
     of_tiny = [f"tiny_imagenet_resnet_{epochs}epochs_16views" for epochs in (10, 30)]
     shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]

@@ -25,6 +25,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable, file_lock, nearest, take, write_json, writing
 from hf_dr.hub.retry import ask
 from hf_dr.processes import end_workers, quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
+from hf_dr.settings import check_kind
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
@@ -201,8 +202,14 @@ class ResumableTrainer(_Searching):
         for companion in self._companions:
             companion.save(folder)
 
+    def _check_has_model(self) -> None:
+        """Raises a ConfigError where there is no model: a search drops that of its last trial."""
+        advice = "A search keeps none of its trials': set the best settings in `args` and train, or open a trial's checkpoint."
+        check_kind("model", self.model, torch.nn.Module, "a model", advice)
+
     # Private, because all ways of `save_model` meet here, and a callback's `on_save` comes after a checkpoint is called whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self._check_has_model()
         check_weights(self.model, state_dict)
         folder = Path(output_dir or self.args.output_dir or ".")
         with _writing(folder):

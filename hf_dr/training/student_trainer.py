@@ -160,6 +160,7 @@ class StudentTrainer(ResumableTrainer):
     # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
     # take the teacher's answers out of the batches, and train on labels.
     def _set_signature_columns_if_needed(self) -> None:
+        self._check_has_model()
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         others = ("pixel_values",) if self._takes_anything else ()

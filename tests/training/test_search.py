@@ -69,6 +69,24 @@ class _Backend:
     def run(self, trainer, n_trials, direction, choices):
         for number, chosen in enumerate(choices):
             trainer.train(trial=SimpleNamespace(number=number, params=chosen))
+            trainer.model_wrapped = trainer.model = None  # as optuna's does to free the device's memory
+
+
+def test_after_a_search_there_is_no_model_until_one_is_trained(plain, settings, monkeypatch):
+    monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, _Backend)
+    trainer = ReinforcedTrainer(
+        model_init=lambda trial=None: pooled(), args=settings(), train_dataset=plain, eval_dataset=plain
+    )
+    chosen = [{"learning_rate": 0.25}]
+    trainer.hyperparameter_search(lambda trial: trial.params, backend="optuna", hp_name=str, choices=chosen)
+    for use in (trainer.evaluate, partial(trainer.predict, plain), trainer.save_model):
+        with pytest.raises(
+            ConfigError, match=r"`model` must be a model, got NoneType\. A search keeps none of its trials'"
+        ):
+            use()
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.save_model()
 
 
 def test_what_a_trial_has_set_is_not_left_to_what_comes_after_it(plain, settings, monkeypatch):

@@ -123,11 +123,11 @@ def _check_tensors(logits_BC: Any, answers: Answers) -> None:
             or ids.ndim != 2
             or ids.shape != logprobs.shape
             or len(ids) != len(logits_BC)
-            or ids.shape[-1] > logits_BC.shape[-1]
+            or not 1 <= ids.shape[-1] <= logits_BC.shape[-1]
         ):
             raise ConfigError(
-                f"`{name}_ids` must be int64 and `{name}_logprobs` of floating point, both (B, {size}) with {size} <= C, got "
-                f"{_found(ids)} and {_found(logprobs)} next to logits {tuple(logits_BC.shape)}. Give what a loader of "
+                f"`{name}_ids` must be int64 and `{name}_logprobs` of floating point, both (B, {size}) with 1 <= {size} <= C, "
+                f"got {_found(ids)} and {_found(logprobs)} next to logits {tuple(logits_BC.shape)}. Give what a loader of "
                 "reinforced data yields, and a student over the teacher's classes."
             )
 

@@ -242,9 +242,11 @@ def test_refusals():
     with pytest.raises(ConfigError, match="`temperature` must be a number above 0, got 0"):
         reinforced_kl(logits, ids, logprobs, temperature=0)
     with pytest.raises(
-        ConfigError, match=r"with K <= C, got .*int64 \(5, 3\) and .* next to logits \(5, 2\)\. Give what"
+        ConfigError, match=r"with 1 <= K <= C, got .*int64 \(5, 3\) and .* next to logits \(5, 2\)\. Give what"
     ):
         reinforced_kl(logits[:, :2], ids, logprobs)
+    with pytest.raises(ConfigError, match=r"with 1 <= K <= C, got .*int64 \(5, 0\) and "):
+        reinforced_kl(logits, ids[:, :0], logprobs[:, :0])
     with pytest.raises(
         ConfigError,
         match=r"`image` for answers with a tail of their image only, found none\. Take another rule, or a dataset",
@@ -253,7 +255,7 @@ def test_refusals():
     settings = with_tail("image")
     settings["tail_ids_BT"] = settings["tail_ids_BT"][:4]
     with pytest.raises(
-        ConfigError, match=r"\(B, T\) with T <= C, got .*\(4, 5\) and .*\(5, 5\) next to logits \(5, 12\)"
+        ConfigError, match=r"\(B, T\) with 1 <= T <= C, got .*\(4, 5\) and .*\(5, 5\) next to logits \(5, 12\)"
     ):
         reinforced_kl(logits, ids, logprobs, **settings)
     settings = with_tail("image")

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 # Alone, these folders are splits; in a longer name, as in `train_steam`, `datasets` takes the word for one, too.
 _SPLITS = frozenset({"train", "training", "test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"})
 _WORD = re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(sorted(_SPLITS))})(?:[-._ 0-9]|$)")
-# Of cameras and phones; neither Pillow nor `datasets` reads them.
-_UNREADABLE = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
+# Of cameras, phones and the web; `datasets` reads none of them in a folder, though Pillow may.
+_UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _IMAGES = frozenset(ImageFolder.EXTENSIONS)
 
 
@@ -69,7 +69,7 @@ def check_all_read(folder: Path) -> None:
         )
     if unreadable:
         _warn(
-            f"{len(unreadable):,} files of {folder} cannot be read as images and are left out, such as {unreadable[0]}: "
+            f"{len(unreadable):,} files of {folder} are not read as images and left out, such as {unreadable[0]}: "
             "convert them to JPEG or PNG."
         )
 

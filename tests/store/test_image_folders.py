@@ -144,13 +144,14 @@ def test_folders_beside_those_of_the_splits_are_told(tmp_path, warned):
 def test_photos_of_phones_broken_links_and_linked_folders_are_told(tmp_path, warned):
     place = photos(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
     (tmp_path / "photos" / "a" / "3.HEIC").write_bytes(b"x")
+    (tmp_path / "photos" / "b" / "3.avif").write_bytes(b"x")
     (tmp_path / "photos" / "a" / "4.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "photos" / "notes.txt").write_text("x")
     loaded, said = warned(place)
     assert len(loaded) == 2
     assert len(said) == 1
-    assert "2 files of" in said[0]
-    assert "cannot be read as images and are left out, such as " in said[0]
+    assert "3 files of" in said[0]
+    assert "are not read as images and left out, such as " in said[0]
     photos(tmp_path / "elsewhere", "5.jpg")
     (tmp_path / "photos" / "c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "a" / "round").symlink_to(tmp_path / "photos")

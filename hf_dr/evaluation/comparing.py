@@ -168,6 +168,8 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
         flags |= {name: value for name, value in teacher.items() if value}
     for name in settings_without_effect(objective):
         flags.pop(name, None)
+    if flags.get("hub_model_id"):  # a repository for each run: the next would replace it
+        flags["hub_model_id"] = f"{flags['hub_model_id']}-{path.name}"
     return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 

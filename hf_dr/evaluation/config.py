@@ -104,7 +104,10 @@ class CompareConfig:
 
     title: str = flag("Title of the table and the report.")
     output_dir: str = flag("Folder of the runs, the table and the report.")
-    train: Any = flag("Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only.")
+    train: Any = flag(
+        "Settings of `hf-dr train`, all but objective, seed and output_dir. `hub_model_id` gets the name of each run at its "
+        "end, as in `me/photos-erm-0`. In YAML only."
+    )
     evaluate: Any = flag("Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only.")
     objectives: list[str] = flag(
         "Which are compared.", default=["erm", "reinforced"], choices=["erm", "reinforced", "kd"]

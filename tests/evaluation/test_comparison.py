@@ -371,6 +371,16 @@ def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
         assert [objective for objective in flags if name in flags[objective]] == ["reinforced", "kd"]
 
 
+def test_each_run_is_pushed_to_a_repository_of_its_own(config):
+    content = yaml.safe_load(config.read_text())
+    content["train"] |= {"push_to_hub": True, "hub_model_id": "me/photos"}
+    given = CompareConfig(**content)
+    pushed = [
+        training_flags(given, objective, seed)["hub_model_id"] for objective in ("erm", "reinforced") for seed in (0, 1)
+    ]
+    assert pushed == ["me/photos-erm-0", "me/photos-erm-1", "me/photos-reinforced-0", "me/photos-reinforced-1"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"seeds": ["0"]}, "`seeds` must be a whole number of at least 0, got '0'"),

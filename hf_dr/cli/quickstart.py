@@ -18,7 +18,7 @@ from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.config import check_each_once
-from hf_dr.files import check_apart, check_writable, expanded, write_json, write_whole
+from hf_dr.files import absolute, check_apart, check_writable, expanded, write_json, write_whole
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,11 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr quickstart photos/\n"
         "hf-dr quickstart photos/ --teacher timm:resnet50@r50.safetensors --student timm:resnet18@r18.safetensors",
     )
-    dataset = one_dataset(words)
-    if expanded(dataset).exists():
-        dataset = str(Path(dataset))  # the same with a slash at its end
-    out = expanded(chosen.output_dir or f"{expanded(dataset).resolve().name}-quickstart")
+    # The steps are compared with those that were done before, perhaps from another folder.
+    dataset = _from_root(one_dataset(words))
+    chosen.teacher, chosen.student = map(_from_root, (chosen.teacher, chosen.student))
+    chosen.files_from = [*map(_from_root, chosen.files_from)]
+    out = absolute(chosen.output_dir or f"{expanded(dataset).resolve().name}-quickstart")
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
@@ -124,6 +125,12 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+def _from_root(name: str) -> str:
+    """Returns the name of a file or folder, also of a `timm:ARCHITECTURE@FILE`, from the root on, and another as it is."""
+    start, at, place = name.rpartition("@") if name.startswith("timm:") else ("", "", name)
+    return f"{start}{at}{absolute(place)}" if expanded(place).exists() else name
+
+
 def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
     """Raises a ConfigError if a step was finished in another way; a comparison adds the seeds that it lacks."""
     there, here = before[0], now[0]
@@ -136,7 +143,7 @@ def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> N
     if found:
         raise ConfigError(
             f"`{command}` in {out} was finished with other {', '.join(found)}, and what was made of it would not fit. Restore "
-            "them, with the paths as they were written: only `seeds` may change; or choose another `output_dir`."
+            "them, at the paths where they were: only `seeds` may change; or choose another `output_dir`."
         )
 
 

@@ -168,6 +168,21 @@ def test_a_slash_at_the_end_of_the_folder_is_no_other_dataset(recorded, photos, 
     assert ran == []
 
 
+def test_it_goes_on_from_another_folder(recorded, photos, tmp_path, monkeypatch):
+    ran, *_ = recorded
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    more = ["--files_from", "photos", "--teacher"]
+    assert quickstart("photos", "out", *more, "weights") == 0
+    ran.clear()
+    monkeypatch.chdir(tmp_path / "photos")
+    more[1] = "."
+    assert quickstart("../photos", "../out", *more, "../weights/") == 0
+    assert ran == []
+    assert yaml.safe_load((tmp_path / "out" / "compare.yaml").read_text())["output_dir"] == f"{tmp_path}/out/comparison"
+
+
 @pytest.mark.usefixtures("recorded")
 def test_another_student_is_named(photos, tmp_path, capsys):
     assert quickstart(photos, tmp_path / "out") == 0

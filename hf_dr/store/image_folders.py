@@ -31,7 +31,7 @@ def check_all_read(folder: Path) -> None:
 
     Raises:
         DataError: They are left out because the folder of a class, or other images, have the word for a split in their names,
-            or because the text files beside them are read instead.
+            or because the text files beside them are read instead; or a name is not UTF-8.
     """
     folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
@@ -41,6 +41,12 @@ def check_all_read(folder: Path) -> None:
     if not isinstance(builder, ImageFolder | Text):
         return
     read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
+    unnamed = sorted(file for file in read if file.encode(errors="replace") != os.fsencode(file))
+    if unnamed:  # Arrow's texts are UTF-8, and `datasets` would fail without naming the file
+        raise DataError(
+            f"the names of files and folders must be UTF-8, but that of {unnamed[0]!a} is not ({len(unnamed)} such files). "
+            "Rename them, for example by `convmv`."
+        )
     others = sorted(set(_files(folder)) - read)
     unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
     left = [file for file in others if Path(file).suffix.lower() in _IMAGES and os.path.isfile(file)]  # noqa: PTH113

@@ -1,7 +1,9 @@
 """Images of a folder that are left out are told."""
 
 import logging
+import os
 import shutil
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -139,6 +141,18 @@ def test_folders_beside_those_of_the_splits_are_told(tmp_path, warned):
     (tmp_path / "train").rename(tmp_path / "test")
     with pytest.raises(DataError, match="could not load split `train`"):
         load_base(str(tmp_path))
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path):
+    place = photos(tmp_path, "a/1.jpg", "b/2.jpg")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path / "b" / "m") + b"\xfcller.jpg")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("the file system has names of UTF-8 alone")
+    with pytest.raises(
+        DataError, match=r"names of files and folders must be UTF-8, but .*b/m\\udcfcller\.jpg' is not \(1 such"
+    ):
+        load_base(place)
 
 
 def test_photos_of_phones_broken_links_and_linked_folders_are_told(tmp_path, warned):

@@ -1,5 +1,6 @@
-"""The loops of docs/train.md with timm and Lightning run as they stand, on a small stand-in for the dataset."""
+"""The loops of docs/train.md, and an op and a teacher of docs/make.md, run as they stand on a small stand-in for the data."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 from conftest import CLASSES, as_cell, colour_image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.trainer_utils import HPSearchBackend, IntervalStrategy
 
 from hf_dr import (
@@ -175,6 +177,48 @@ def test_the_task_of_timm_has_the_loss_of_the_library(unmixed_folder, settings):
         result = task(given, batch)
         torch.testing.assert_close(result["output"], logits)
         torch.testing.assert_close(result["loss"], reinforced_loss(logits, batch, **settings))
+
+
+def tiny_clip(folder):
+    """Writes an untrained CLIP, with a tokenizer of letters and an image processor, and returns it."""
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    text = {**size, **ends, "vocab_size": len(words), "max_position_embeddings": 64}
+    vision = {**size, "image_size": SIDE, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    square = {"height": SIDE, "width": SIDE}
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square)
+    for part in (model, CLIPProcessor(processor, tokenizer)):
+        part.save_pretrained(folder)
+    return model, processor, tokenizer
+
+
+def test_a_zero_shot_teacher(tmp_path, base):
+    """As docs/make.md writes it: its answers are those of CLIP to the same prompts, and `verify` gets them again."""
+    clip, processor, tokenizer = tiny_clip(tmp_path / "clip")
+    text = (ROOT / "docs" / "make.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ZeroShot" in block)
+    names: dict = {"dataset": base}
+    exec(code.replace("openai/clip-vit-base-patch32", str(tmp_path / "clip")), names)
+    teacher = names["teacher"]
+    assert [name for (name,) in teacher.labels] == list(CLASSES)
+
+    views = torch.randint(256, (4, 3, SIDE, SIDE), dtype=torch.uint8)
+    mean, std = (torch.tensor(given)[:, None, None] for given in (processor.image_mean, processor.image_std))
+    texts = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = clip(**texts, pixel_values=(views / 255 - mean) / std).logits_per_image.log_softmax(-1)
+    torch.testing.assert_close(teacher(views).cpu(), expected, rtol=1e-5, atol=1e-4)
+
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=3, max_examples=8)
+    plus = reinforce(base, teacher, [ops.RandomResizedCrop(SIDE)], config)
+    assert verify(plus, teacher).ok
 
 
 def test_an_op_of_ones_own(tmp_path, base, tiny_teacher, monkeypatch):

@@ -202,14 +202,9 @@ class ResumableTrainer(_Searching):
         for companion in self._companions:
             companion.save(folder)
 
-    def _check_has_model(self) -> None:
-        """Raises a ConfigError where there is no model: a search drops that of its last trial."""
-        advice = "A search keeps none of its trials': set the best settings in `args` and train, or open a trial's checkpoint."
-        check_kind("model", self.model, torch.nn.Module, "a model", advice)
-
     # Private, because all ways of `save_model` meet here, and a callback's `on_save` comes after a checkpoint is called whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        self._check_has_model()
+        check_has_model(self.model)
         check_weights(self.model, state_dict)
         folder = Path(output_dir or self.args.output_dir or ".")
         with _writing(folder):
@@ -384,6 +379,14 @@ def changed(owner: Any, **values: Any) -> Iterator[None]:
         yield
     finally:
         vars(owner).update(given)
+
+
+def check_has_model(model: Any) -> None:
+    """Raises a ConfigError where a trainer has no model: a search drops that of its last trial."""
+    advice = (
+        "A search keeps none of its trials': set the best settings in `args` and train, or open a trial's checkpoint."
+    )
+    check_kind("model", model, torch.nn.Module, "a model", advice)
 
 
 _FULL = 1 << 20

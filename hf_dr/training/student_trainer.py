@@ -30,7 +30,7 @@ from hf_dr.training.checks import as_evaluation, check_no_path, check_one, is_un
 from hf_dr.training.device_views import with_made_views
 from hf_dr.training.evaluated import names_of_metrics
 from hf_dr.training.losses import check_classes
-from hf_dr.training.resumable import ResumableTrainer, changed
+from hf_dr.training.resumable import ResumableTrainer, changed, check_has_model
 from hf_dr.training.student_card import student_of_training, with_labels
 from hf_dr.training.student_hub import push_in_background, warn_of_failure
 from hf_dr.training.student_inputs import Normalization, is_timm, normalize, processor_of, student_preprocessing
@@ -160,7 +160,7 @@ class StudentTrainer(ResumableTrainer):
     # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
     # take the teacher's answers out of the batches, and train on labels.
     def _set_signature_columns_if_needed(self) -> None:
-        self._check_has_model()
+        check_has_model(self.model)
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         others = ("pixel_values",) if self._takes_anything else ()

@@ -86,7 +86,7 @@ def ask(call: Callable[[], _Result], what: str) -> _Result:
     def sensible() -> _Result:
         try:
             return call()
-        except HfDrError:
+        except (HfDrError, errors.HfHubHTTPError, errors.HFValidationError):
             raise
         except (*_NONSENSE, RuntimeError) as error:
             if _cause(error) is not error:
@@ -142,6 +142,8 @@ def _refusal(error: BaseException, what: str) -> HubError | None:
     if isinstance(error, errors.OfflineModeIsEnabled):
         advice = "it is not in the cache and HF_HUB_OFFLINE is set. Unset it, or fetch it once with a connection"
         return HubError(f"expected to {what}, but {advice}.")
+    if isinstance(error, errors.HFValidationError):  # the client's own, which has asked nobody
+        return HubError(f"expected to {what}, but the Hub has no such names ({str(error).rstrip('.')}). Give another.")
     if isinstance(error, errors.FileMetadataError):
         return HubError(f"expected to {what}, but what answered is no Hub. Check HF_ENDPOINT and any proxy.")
     is_missing_file = isinstance(error, errors.RemoteEntryNotFoundError)

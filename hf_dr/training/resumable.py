@@ -217,7 +217,8 @@ class ResumableTrainer(_Searching):
         """As Trainer's, of which older versions take no `private`: they read it in the arguments."""
         if private is not None:
             self.args.hub_private_repo = private
-        ask(lambda: super(ResumableTrainer, self).init_hf_repo(token=token), "make the repository of the model")
+        make = partial(super().init_hf_repo, token=token)
+        ask(make, "make the repository of the model (`hub_model_id`)")
 
     # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

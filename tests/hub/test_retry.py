@@ -4,7 +4,13 @@ import json
 import traceback
 
 import pytest
-from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    FileMetadataError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import hf_raise_for_status
 
 import hf_dr.hub.retry
@@ -106,15 +112,17 @@ def test_the_hub_says_how_long_to_wait(headers, seconds, slept):
             (answered(status), rf"answered {status} [A-Z].*\. Check the names, HF_ENDPOINT")
             for status in (400, 404, 409, 412, 422)
         ),
+        (HFValidationError("Cannot have -- or .. in repo_id: 'a--b'."), r"no such names .*'a--b'\). Give another"),
         (wrapped(OfflineModeIsEnabled("offline")), "HF_HUB_OFFLINE is set. Unset it"),
         (wrapped(FileMetadataError("no ETag")), "what answered is no Hub. Check HF_ENDPOINT"),
     ],
 )
 def test_what_no_repetition_mends_is_refused_at_once(error, advice, slept):
-    with pytest.raises(HubError, match=f"expected to fetch org/plus, but .*{advice}") as caught:
-        with_retries(Failing(error), "fetch org/plus")
-    assert not slept
-    assert caught.value.__cause__ is error
+    for call in (with_retries, ask):
+        with pytest.raises(HubError, match=f"expected to fetch org/plus, but .*{advice}") as caught:
+            call(Failing(error), "fetch org/plus")
+        assert not slept
+        assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", [answered(404, x_error_code="EntryNotFound"), ValueError("mine")], ids=repr)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NO_GROUP = (
+    r".*(server socket has failed|client socket has (failed|timed out)|waiting for clients|connectFullMesh failed)"
+)
+"""What torch says where the processes of a launch cannot connect, which is no fault of their settings."""
+
 
 class HfDrError(ValueError):
     """Base of every error that hf_dr raises for bad input."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_dr.allocator import has_gpu, keep_freed_memory
-from hf_dr.errors import ConfigError, HfDrError
+from hf_dr.errors import NO_GROUP, ConfigError, HfDrError
 from hf_dr.text import without_secrets
 
 STOPPED = 130
@@ -26,14 +26,24 @@ TERMINATED = 143
 # What the system says of a user's path or disk, wherever in a command it is met.
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
-# What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL).
-_ENDED = {
+# What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL); where
+# those of a launch do not find each other; and of a device's memory. And what to do.
+_ADVICE = {
     r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (
         "A worker that is killed has often used too much memory: take fewer workers or a smaller batch, and run the same "
         "command again; what is finished is kept."
     ),
     r".*(Connection (closed|reset) by peer|remote process exited)": (
         "Another process of this launch has ended: look for its error. What is finished is kept."
+    ),
+    NO_GROUP: (
+        "The processes of this launch cannot connect: let it take another port (`--main_process_port` of accelerate, "
+        "`--master_port` of torchrun), and on several nodes name the first one's address (`--main_process_ip`, "
+        "`--master_addr`), and the network that all share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."
+    ),
+    r".*(out of memory|can't allocate memory)": (
+        "Take smaller batches, in a training by a larger `gradient_accumulation_steps`, and run the same command again; what "
+        "is finished is kept."
     ),
 }
 
@@ -130,7 +140,7 @@ def guarded(run: Callable[[], int]) -> int:
         _tell(_without_traceback(str(error)))
         return 2
     except RuntimeError as error:
-        advice = next((words for said, words in _ENDED.items() if re.match(said, str(error), re.DOTALL)), None)
+        advice = next((words for said, words in _ADVICE.items() if re.match(said, str(error), re.DOTALL)), None)
         if advice is None:
             raise
         _tell(f"{str(error).strip().rstrip('.'):.300}. {advice}")

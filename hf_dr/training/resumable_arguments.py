@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
-from hf_dr.errors import ConfigError, HfDrError
+from hf_dr.errors import NO_GROUP, ConfigError, HfDrError
 from hf_dr.processes import leave_group_at_exit
 from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.training.checkpoints import plain
@@ -160,6 +161,6 @@ def as_config_errors(expected: str, *more: type[Exception]) -> Iterator[None]:
             error, (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError, *more)
         )
         # What `report_to` names is not installed: a RuntimeError, as are the faults of a device.
-        if not of_settings and "Callback requires" not in str(error):
+        if re.match(NO_GROUP, str(error), re.DOTALL) or (not of_settings and "Callback requires" not in str(error)):
             raise
         raise ConfigError(f"{expected}, but: {str(error).rstrip('. ')}. Correct them.") from error

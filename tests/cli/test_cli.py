@@ -222,6 +222,14 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             ),
             "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:10177. Another process",
         ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has. Take smaller batches, in a training by a larger",
+        ),
+        (
+            RuntimeError("The client socket has timed out after 60000ms while trying to connect to (a1, 29500)."),
+            "The client socket has timed out after 60000ms while trying to connect to (a1, 29500). The processes of this",
+        ),
         (RuntimeError("another"), None),
         (PermissionError(errno.EACCES, "x"), None),
         (FileNotFoundError(errno.ENOENT, "x", "a/b"), None),

@@ -4,10 +4,12 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import children
 import datasets
 import pytest
 import timm
@@ -15,11 +17,32 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import save_file
 
+from hf_dr.cli.main import main
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = {"one_gpu": (1, 1), "one_node": (1, 8), "nodes": (2, 16), "cpu": (1, 2)}
 SCRIPTS = sorted((RECIPES / "slurm").glob("*.sbatch"))
 # Stands in for a program: prints its arguments, one a line.
 ECHO = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0")" "$@"\n'
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--student", "timm:resnet10t"], ["reinforce", "--teacher", "x"]], ids=" ".join
+)
+def test_processes_that_cannot_connect_are_no_fault_of_the_settings(tmp_path, words):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2", "RANK": "0"}
+        words = [*words, "--dataset", "nowhere", "--output_dir", str(tmp_path / "out")]
+        child = children.start(main, words, log=tmp_path / "log", LOCAL_RANK="0", **group)
+        assert child.wait(300) == 2
+    assert re.search(
+        r"^\[rank 0\] error: The server socket has failed .* address already in use\. The processes of this launch cannot "
+        "connect: let it take another port",
+        child.text,
+        re.MULTILINE,
+    )
 
 
 def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():

@@ -53,6 +53,9 @@ HEADLINES = {"box_map": "box mAP", "mask_map": "mask mAP", "mean_iou": "mIoU"}
 Where `metric_for_best_model` is not set, the first of them that a task measures chooses the best weights.
 """
 
+LOADERS = {"object-detection": "load_detector", "image-segmentation": "load_segmenter"}
+"""What of `hf_dr` loads a model again, by its task; cards show it."""
+
 # Settings of the steps that are written as they are, next to those that student and transfer have in common.
 _TOLD = ("lr_decay", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 
@@ -63,6 +66,15 @@ pipeline_tag: {tag}
 
 # {name}
 """
+
+_LOADING = """
+
+```python
+from hf_dr import {loader}
+from huggingface_hub import snapshot_download
+
+model = {loader}(snapshot_download("{repo_id}"))
+```"""
 
 
 @dataclass
@@ -342,7 +354,9 @@ class TransferTrainer(ResumableTrainer):
         )
         images = described["dataset"].get("id")
         on = f"on {code(images)}, " if images else ""
-        about = f"Trained {on}on the backbone {code(described['student']['id'])}. {measured}"
+        about = f"Trained {on}on the backbone {code(described['student']['id'])}. {measured}".rstrip()
+        if loader := LOADERS.get(described["task"]):
+            about += _LOADING.format(loader=loader, repo_id=self.hub_model_id)
 
         def card(remote: str | None) -> str:
             opening, metadata, closing, body = split_readme(remote or _CARD.format(tag=described["task"], name=name))

@@ -301,9 +301,12 @@ def test_a_detector_trains_on_a_dataset_and_is_pushed(tmp_path, capsys, loopback
     more = {"dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no"}
     words = ["detect", *detection_flags(tmp_path, tmp_path / "out", **more)]
     assert main([*words, "--push_to_hub", "--hub_model_id", "org/detector"]) == 0
-    assert {"model.safetensors", TRANSFER_FILE, RESULTS_FILE} <= loopback_hub.files(
-        "org/detector", repo_type="models"
-    ).keys()
+    files = loopback_hub.files("org/detector", repo_type="models")
+    assert {"model.safetensors", TRANSFER_FILE, RESULTS_FILE} <= files.keys()
+    loaded: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)[1], loaded)  # as the card says
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in loaded["model"].state_dict().items())
     found = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())
     assert found["dataset"]["id"] == "d.parquet"
     assert found["dataset"]["evaluated_on"]["split"] == "train"

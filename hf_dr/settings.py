@@ -253,8 +253,8 @@ def are_alike(one: Any, two: Any, but: Collection[str] = ()) -> bool:
     Args:
         one: A value in JSON types.
         two: Another one.
-        but: Names of mappings, at any depth, that do not count. A digest of data counts where both tell one: older versions
-            tell none.
+        but: Names of mappings, at any depth, that do not count. A digest of data counts where both tell one: what
+            `Report.save` writes of data in memory tells none.
     """
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return not unlike_names(one, two, but)

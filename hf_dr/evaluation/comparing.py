@@ -228,8 +228,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = by_name(read_object(note, "Remove the folder, or choose another `output_dir`."))
-    # The folder may be written otherwise, or have moved. Older notes have settings without effect.
-    but = ["output_dir", "hub_token", *settings_without_effect(str(flags.get("objective", "reinforced")))]
+    but = ["output_dir"]  # the folder may be written otherwise, or have moved
     # So may that of the "+" dataset. Another one that is still there can have other labels, which no fingerprint tells.
     before = expanded(str(there.get("dataset")))
     if before.resolve() == expanded(str(flags["dataset"])).resolve() or (before.is_absolute() and not before.exists()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import REPORT_FILE, named_model
 from hf_dr.settings import unlike_names
-from hf_dr.teacher.metrics import METRICS, SHARES
+from hf_dr.teacher.metrics import METRICS
 from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
 from hf_dr.transfer.trainer import RESULTS_FILE as TRANSFER_RESULTS_FILE
@@ -38,12 +38,6 @@ _TRAINING_FILES = (RESULTS_FILE, STATE_FILE, STUDENT_FILE, RUN_NOTE, *_TRANSFER_
 # What may differ between the runs of one cell: the seed, and how fast the machine was.
 # The fingerprint of the data stands in `Setting`, without the seed.
 _NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second", "dataset_fingerprint")
-# What older versions did not write down.
-_TOLD_LATER = (
-    "weight_decay", "momentum", "nesterov", "max_grad_norm", "lr_scheduler_kwargs", "warmup_epochs", "warmup_steps",
-    "decay_biases_and_norms", "ema_decay", "lr_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args",
-    "mixed_precision",
-)  # fmt: skip
 
 Evaluations = dict[str, dict[str, Any]]
 """Set, or `<set>, corrupted` -> metrics: shares, but nll and brier; `errors` by corruption. Of two sets of one name the second
@@ -111,27 +105,18 @@ def read_training(path: Path, objective: str, seed: int) -> Run:
         # By step: after training the last model is evaluated once more.
         accuracy = {entry["step"]: entry["eval_top1"] for entry in history if "eval_top1" in entry}
         curve = [(step / steps, float(top1)) for step, top1 in accuracy.items()]
-        seconds = _training_seconds(results, history, steps)
+        seconds = _training_seconds(results, history)
         return Run(objective, seed, path, seconds, steps, curve, results.get("epoch"))
 
 
-def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], steps: int) -> float:
+def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]]) -> float:
     """Returns the Trainer's `train_runtime` less the evaluations that it includes."""
-    runtime = float(results["train_runtime"])
-    # A resumed run of an older version, whose checkpoints have no `training_totals.json`, counts its own steps and seconds, but
-    # its history has the evaluations before it as well. Where it went on is known from its steps a second, which the Trainer
-    # rounds to 3 digits, so within this many steps; an evaluation there is one before it.
-    uncertain = 0.001 * runtime
-    rate = float(results.get("train_steps_per_second", 0))
-    resumed_at = steps - runtime * rate + uncertain / 2 if rate else 0
-    if resumed_at <= uncertain:
-        resumed_at = -1  # nowhere: there may have been an evaluation before the first step
     evaluations = 0.0
     ends = [n for n, entry in enumerate(history) if "train_runtime" in entry]  # several of a run that was made longer
     for entry in history[: ends[-1] if ends else None]:  # the evaluation after training is not in it
-        if entry["step"] > resumed_at:  # `eval_runtime`, or `eval_NAME_runtime` of one of several sets
-            evaluations += sum(float(value) for key, value in entry.items() if re.fullmatch("eval_(.*_)?runtime", key))
-    return round(max(0.0, runtime - evaluations), 4)  # as the Trainer rounds
+        # `eval_runtime`, or `eval_NAME_runtime` of one of several sets.
+        evaluations += sum(float(value) for key, value in entry.items() if re.fullmatch("eval_(.*_)?runtime", key))
+    return round(max(0.0, float(results["train_runtime"]) - evaluations), 4)  # as the Trainer rounds
 
 
 @dataclass(frozen=True, order=True)
@@ -141,8 +126,7 @@ class Setting:
     Attributes:
         evaluated_on: The data of the evaluation; for a detector or segmenter the task and its epochs as well.
         reinforced: Whether the data is a "+" dataset, not the base of one.
-        images: Hash of the images of the base, and the fold that was left out; empty where an older version trained. The
-            fingerprint covers them.
+        images: Hash of the images of the base, and the fold that was left out. The fingerprint covers them.
     """
 
     model: str
@@ -152,18 +136,16 @@ class Setting:
     evaluated_on: str
     num_rows: int
     reinforced: bool
-    images: str = field(default="", compare=False)
+    images: str = field(compare=False)
 
     def serves(self, other: Setting) -> bool:
         """Whether its runs, on a base dataset, are what those on a "+" dataset of as many examples compare with."""
-        shared = ("model", "epochs", "evaluated_on", "num_rows")
-        known = self.images and other.images
+        shared = ("model", "epochs", "evaluated_on", "num_rows", "images")
         return (
             other.reinforced
             and not self.reinforced
             and bool(self.evaluated_on)
             and all(getattr(self, name) == getattr(other, name) for name in shared)
-            and (not known or self.images == other.images)
         )
 
 
@@ -202,11 +184,11 @@ class Finished:
         same_cell = same_cell or (one == two and self.objective == other.objective)
         if not (same_cell or one == two or one.serves(two) or two.serves(one)):
             return ""
-        differing = _unlike(self.transfer, other.transfer, but=("seed",))
+        differing = unlike_names(self.transfer, other.transfer, but=("seed",))
         if same_cell:
             whose = "the student's " if self.transfer else ""
-            differing += [whose + key for key in _unlike(self.student, other.student)]
-            if one.images and two.images and one.fingerprint != two.fingerprint:
+            differing += [whose + key for key in unlike_names(self.student, other.student, but=_NOT_SETTINGS)]
+            if one.fingerprint != two.fingerprint:
                 differing.append("augmentation")
         if differing:
             return f"differs in {', '.join(differing)} from"
@@ -214,12 +196,6 @@ class Finished:
             student, *own = self.seeds
             return f"repeats seed {own[0]} on the student of seed {student} of" if own else f"repeats seed {student} of"
         return ""
-
-
-def _unlike(one: dict[str, Any], two: dict[str, Any], but: Sequence[str] = _NOT_SETTINGS) -> list[str]:
-    """Returns the settings in which two trainings differ; what an older file does not tell counts where both tell it."""
-    untold = [name for name in _TOLD_LATER if name not in one.keys() & two.keys()]
-    return unlike_names(one, two, [*but, *untold])
 
 
 def read_trained(folder: Path) -> Finished:
@@ -276,7 +252,7 @@ def read_transferred(folder: Path) -> Finished:
                 "it again."
             )
         trained = student["settings"]
-        place = _joined(content["dataset"].get("evaluated_on") or content["dataset"], ":", "id", "config", "split")
+        place = _joined(content["dataset"]["evaluated_on"], ":", "id", "config", "split")
         task = f"{content['task']} on {place}, {float(training['epochs']):g} epochs"
         setting = _setting(student["architecture"], student["dataset"], trained, _planned_epochs(trained), task)
         return Finished(
@@ -302,7 +278,7 @@ def _setting(
         evaluated_on=evaluated_on,
         num_rows=int(settings["num_rows"]),
         reinforced=bool(dataset.get("reinforced", True)),
-        images=" ".join(filter(None, (dataset.get("images"), fold))),
+        images=" ".join(filter(None, (dataset["images"], fold))),
     )
 
 
@@ -320,10 +296,14 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Reads what `hf-dr evaluate` or `compare` wrote, and adds `places`: model -> checkpoint; a DataError for anything else."""
+    """Reads what `hf-dr evaluate` or `compare` wrote; a DataError for anything else.
+
+    Adds for each model its checkpoint, `places`, and the `digest_of_weights` of that, `weights`.
+    """
     with _reading(path, "what `hf-dr evaluate` writes", "Evaluate again."):
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("evaluation", content)
+        content["weights"] = {}
         for result in content["results"]:
             if not isinstance(result["model"], str):
                 raise TypeError(f"the model {result['model']} is no name")
@@ -332,10 +312,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             if not all(isinstance(number, (int, float)) for number in numbers):
                 raise TypeError(f"the metrics of {result['model']} are no numbers")
             content["sets"][result["set"]].items()
-            if result["corrupted"] and content.get("units") != SHARES:  # an older file: in percent
-                result["mce"] /= 100
-                result["errors"] = {kind: error / 100 for kind, error in result.get("errors", {}).items()}
-        content["models"] = {name: dict(told) for name, told in content.get("models", {}).items()}
+            content["weights"][result["model"]] = content["models"][result["model"]]["weights_of_files"]
         content["places"] = dict(named_model(str(text)) for text in content["settings"]["models"])
         return content
 

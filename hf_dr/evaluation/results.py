@@ -126,10 +126,8 @@ class Results:
                 )
                 continue
             known = evaluations.setdefault(name + end, measured)
-            if any(known[key] != measured[key] for key in known.keys() & measured.keys()):
+            if known != measured:
                 self.left_out[where] = "it was evaluated before, with other results. Report one of the evaluations."
-                continue
-            known |= measured  # of an older file, less was known
 
     def _evaluations(self, folder: Path, name: str, content: dict[str, Any]) -> Evaluations | None:
         """Where to note a checkpoint's metrics: at the run in its folder, if its weights are there; None if others are.
@@ -138,7 +136,7 @@ class Results:
         and if it has moved next to the evaluation.
         """
         place = content["places"].get(name)
-        weights = content["models"].get(name, {}).get("weights_of_files")  # older files tell none
+        weights = content["weights"][name]  # None where it was none of a folder
         named = expanded(place or name)
         tried = [
             *(above / named for above in (folder, *folder.resolve().parents)),

@@ -19,7 +19,7 @@ CALIBRATED_ECE = "calibrated_ece"
 ECE_BY_CHANCE = "ece_by_chance"
 """What `Reliability.ece_by_chance` is, of clean images."""
 SHARES = "shares"
-"""Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
+"""Unit of the metrics in JSON files, but nll (nats) and brier."""
 
 
 def bins_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:

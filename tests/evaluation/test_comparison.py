@@ -576,11 +576,3 @@ def test_a_run_that_lacks_a_file_is_trained_to_its_end_again(tmp_path, tiny_fold
         assert not is_finished(tmp_path, flags)
     (tmp_path / name).unlink()
     assert not is_finished(tmp_path, flags)
-
-
-def test_a_run_begun_with_settings_without_effect_goes_on(tmp_path, tiny_folder):
-    flags = {"dataset": [str(tiny_folder)], "name": "all_ops", "seed": 0, "objective": "erm"}
-    assert not is_finished(tmp_path / "run", {**flags, "label_weight": 0.5, "tail": "bucket"})
-    assert not is_finished(tmp_path / "run", flags)
-    with pytest.raises(ConfigError, match="differs in label_weight"):
-        is_finished(tmp_path / "run", {**flags, "objective": "reinforced", "label_weight": 0.25})

@@ -134,8 +134,7 @@ def _from_root(name: str) -> str:
 def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
     """Raises a ConfigError if a step was finished in another way; a comparison adds the seeds that it lacks."""
     there, here = before[0], now[0]
-    inputs_there: dict[str, Any] = before[1] or {}  # earlier versions noted none
-    inputs: dict[str, Any] = now[1]
+    inputs_there, inputs = before[1], now[1]
     found = [f"settings: {shlex.join(there)} there, {shlex.join(here)} here"] if there != here else []
     for key in [] if found else unlike_names(inputs_there, inputs, but=["seeds", "title"]):
         both: Any = inputs_there.get(key), inputs.get(key)
@@ -164,10 +163,13 @@ def _steps(
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
+    for key in ("temperature", "folded", "dataset", "dataset_config", "split", "eval_split"):
+        if key not in learned:
+            raise FormatError(f"{teacher / TEACHER_FILE} must have the field `{key}`, found none. {_AGAIN}")
     num_views = str(chosen.num_views or chosen.num_train_epochs)
     views = [*size, "--num_views", num_views]
     asked = ["--teacher", str(teacher), *temperature_flag(learned)]
-    base = [learned["dataset"], *_config_flag(learned.get("dataset_config")), *files, "--split", learned["split"]]
+    base = [learned["dataset"], *_config_flag(learned["dataset_config"]), *files, "--split", learned["split"]]
     yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], {}
     yield "inspect", [str(plus), "--save"], {}
     config = out / "compare.yaml"
@@ -184,7 +186,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
     """Returns the settings of `hf-dr compare`: the students train as the teacher did."""
     trainer = {key: value for key, value in read_yaml(own_recipes() / "teach.yaml").items() if key != "augmentation"}
     dataset, split = learned["dataset"], learned["eval_split"]
-    config = learned.get("dataset_config")  # earlier versions noted none
+    config = learned["dataset_config"]
     named = {} if config is None else {"eval_config": config}
     files = {"files_from": chosen.files_from} if chosen.files_from else {}
     dropped = {"dataloader_drop_last": True} if chosen.dataloader_drop_last else {}

@@ -279,7 +279,7 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
 
 
 def _metrics_in(results: Path) -> dict[str, Any]:
-    """Returns the metrics that a file holds; none where a full disk left it in pieces, in versions before this one."""
+    """Returns the metrics that a file holds; none where it is not there, or a machine that went down left it in pieces."""
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -322,6 +322,11 @@ def compare_settings(
         ConfigError: A setting that shapes the weights differs.
     """
     before, now = read_settings(checkpoint / SETTINGS_FILE), kept_settings(args)
+    if lacking := set(OF_A_STEP) - before.keys():
+        raise ConfigError(
+            f"{checkpoint / SETTINGS_FILE} must hold {', '.join(OF_A_STEP)}, found no {', '.join(sorted(lacking))}. Resume "
+            "from another checkpoint."
+        )
     of_arguments = differences(before, now)
     said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
     finished = not said and _is_finished(checkpoint)
@@ -356,8 +361,8 @@ def arguments_of_steps(args: TrainingArguments, before: Mapping[str, Any]) -> An
     told: Any = copy.copy(args)
     told.per_device_train_batch_size = before["per_device_train_batch_size"]
     told.gradient_accumulation_steps = before["gradient_accumulation_steps"]
-    told._n_gpu = before.get("devices", 1)  # Trainer's own properties make of these what it lists
-    processes = before.get("processes", 1)
+    told._n_gpu = before["devices"]  # Trainer's own properties make of these what it lists
+    processes = before["processes"]
     kind = DistributedType.NO if processes == 1 else DistributedType.MULTI_GPU
     told.distributed_state = SimpleNamespace(num_processes=processes, distributed_type=kind)
     return told
@@ -371,7 +376,7 @@ def _can_be_divided_again(args: TrainingArguments) -> bool:
 
 
 def _rows_of_a_step(settings: Mapping[str, Any]) -> int:
-    return math.prod(settings.get(name, 1) for name in OF_A_STEP)
+    return math.prod(settings[name] for name in OF_A_STEP)
 
 
 def _is_finished(checkpoint: Path) -> bool:

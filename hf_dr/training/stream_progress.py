@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import write_json
-from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.checkpoints import read_settings
 
@@ -56,8 +54,8 @@ class StreamProgress:
         finally:
             self._share = None
 
-    def rest(self, batches: int) -> torch.utils.data.DataLoader:
-        """Returns a loader of the rows that were not seen, after so many batches, in place of one that skips them."""
+    def rest(self) -> torch.utils.data.DataLoader:
+        """Returns a loader of the rows that were not seen, in place of one that skips batches."""
         assert self._share is not None
         args = self._trainer.args
         if not getattr(args, "dataloader_in_order", True) and args.dataloader_num_workers > 1:
@@ -65,26 +63,9 @@ class StreamProgress:
                 "a stream can go on within an epoch only if its batches come in their order, else nobody knows which rows were "
                 "seen, got `dataloader_in_order` False. Resume from the end of an epoch, or start a new run with True."
             )
+        assert self._checkpoint is not None
         epoch = self._share.epoch
-        share, _ = self._trainer._in_order(self._progress_of(batches))
+        share, _ = self._trainer._in_order(read_settings(self._checkpoint / PROGRESS_FILE))
         share.set_epoch(epoch)
         self._share = share
         return self._trainer._loader_of(share, None)
-
-    def _progress_of(self, batches: int) -> dict[str, Any]:
-        """Returns the progress that lies with the checkpoint."""
-        assert self._share is not None
-        assert self._checkpoint is not None
-        path = self._checkpoint / PROGRESS_FILE
-        if path.is_file():
-            return read_settings(path)
-        # Checkpoints of before have who read the stream; who goes on was the same.
-        by = read_settings(self._checkpoint / self._trainer.settings_file).get("streamed_by")
-        if by is None:
-            raise ConfigError(
-                f"a stream can go on within an epoch from a checkpoint of a stream only, but {self._checkpoint} is of a "
-                "loaded dataset. Load it again, without `streaming=True`, or start a new run in another `output_dir`."
-            )
-        world_size, num_workers = by
-        shares = Shares(world_size, max(1, num_workers), self._trainer._train_batch_size, even=True, batches=batches)
-        return replace(Progress.from_dict(self._share.progress(0)), stretches=[shares]).to_dict()

@@ -333,7 +333,7 @@ class ReinforcedTrainer(StudentTrainer):
 
     def _rest_of_epoch(self, loader: Any, batches: int) -> Any:
         streamed = isinstance(self.train_dataset, StreamedReinforcedDataset)
-        return self._stream.rest(batches) if streamed else super()._rest_of_epoch(loader, batches)
+        return self._stream.rest() if streamed else super()._rest_of_epoch(loader, batches)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what decides the batches and their loss; None where the data is not reinforced."""

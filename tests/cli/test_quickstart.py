@@ -57,6 +57,7 @@ def recorded(monkeypatch, tmp_path):
     fails: set[str] = set()
     learned = {
         "dataset": "d",
+        "dataset_config": None,
         "split": "train",
         "eval_split": "test",
         "num_classes": 3,
@@ -204,7 +205,11 @@ def test_a_teacher_that_is_not_calibrated_by_its_weights_is_by_a_flag(recorded, 
 def test_what_the_steps_left_is_looked_at(recorded, photos, tmp_path, capsys):
     assert quickstart(photos, tmp_path / "out") == 0
     advice = "Delete quickstart.json and run the same command again: all steps are then done again."
-    (tmp_path / "out" / "teacher" / "teacher.json").unlink()
+    told = tmp_path / "out" / "teacher" / "teacher.json"
+    told.write_text("{}")
+    assert quickstart(photos, tmp_path / "out") == 2
+    assert f"teacher.json must have the field `temperature`, found none. {advice}" in capsys.readouterr().err
+    told.unlink()
     assert quickstart(photos, tmp_path / "out") == 2
     assert f"teacher must hold the teacher.json of `hf-dr teach`, found none. {advice}" in capsys.readouterr().err
     (tmp_path / "out" / "quickstart.json").write_text("{")

@@ -30,7 +30,7 @@ from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training import student_hub
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checkpoints import write_checksums
+from hf_dr.training.checkpoints import SETTINGS_FILE, write_checksums
 from hf_dr.training.resumable import _Bars
 from hf_dr.training.student_inputs import load_processor
 from hf_dr.training.totals import TOTALS_FILE
@@ -389,7 +389,7 @@ def test_metrics_that_find_no_room_are_written_the_next_time(call, tmp_path, cap
     assert call() == 2
     assert f"could not write {tmp_path / 'out' / name}" in capsys.readouterr().err
     monkeypatch.setattr(files, "written_whole", written_whole)
-    (tmp_path / "out" / "all_results.json").touch()  # as versions before this one could leave it
+    (tmp_path / "out" / "all_results.json").touch()  # as a machine that goes down may leave it
     assert call() == 0
     found = [read(tmp_path / "out" / f"{part}_results.json") for part in ("train", "eval", "all")]
     assert {**found[0], **found[1]} == found[2]
@@ -423,17 +423,20 @@ def test_a_longer_run_that_is_stopped_in_its_last_step_has_its_own_metrics(call,
     assert read(tmp_path / "out" / "train_results.json")["epoch"] == 3
 
 
-def test_a_checkpoint_of_an_older_version_does_not_tell_what_its_training_took(call, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (TOTALS_FILE, "must have the field `seconds`, found none"),
+        (SETTINGS_FILE, "must hold per_device_train_batch_size, .*, found no devices, gradient_accumulation_steps, "),
+    ],
+)
+def test_a_checkpoint_that_does_not_tell_what_its_training_took_is_refused(call, tmp_path, capsys, file, said):
     assert call() == 0
-    out = tmp_path / "out"
-    for name in (f"checkpoint-{STEPS}", f"checkpoint-{2 * STEPS}"):
-        (out / name / TOTALS_FILE).unlink()
-        write_checksums(out / name, resumable=True)
-    (out / "train_results.json").unlink()
-    assert call("--num_train_epochs", "3") == 0
-    assert f"{out / f'checkpoint-{2 * STEPS}'} does not tell its seconds and losses" in caplog.text
-    assert read(out / "train_results.json")["train_loss"] > 0
-    assert not (out / f"checkpoint-{3 * STEPS}" / TOTALS_FILE).exists(), "nobody knows them from there on"
+    checkpoint = tmp_path / "out" / f"checkpoint-{2 * STEPS}"
+    (checkpoint / file).unlink()
+    write_checksums(checkpoint, resumable=True)
+    assert call("--num_train_epochs", "3") == 2
+    assert re.search(f"{checkpoint / file} {said}.*Resume from another checkpoint", capsys.readouterr().err)
 
 
 def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_only(call, tmp_path, caplog):

@@ -1,13 +1,11 @@
 """A training that is stopped and resumed is the same training."""
 
 import copy
-import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import TrainerCallback
 
 from hf_dr.errors import ConfigError
@@ -16,7 +14,6 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
@@ -123,23 +120,6 @@ def test_nothing_that_was_seen_is_decoded_again(in_shards, settings, tmp_path, d
     assert len(decoded) == 2 * ROWS - 2 * BATCH
 
 
-def test_a_checkpoint_of_before_goes_on(in_shards, settings, tmp_path):
-    """It does not say how far it is, but who read the stream."""
-    whole = streamed(in_shards, settings)
-    whole.train()
-    checkpoint = tmp_path / "out" / "checkpoint-2"
-    (checkpoint / "stream_progress.json").unlink()
-    path = checkpoint / "reinforced_training.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "streamed_by": [1, 0]}))
-    write_checksums(checkpoint, resumable=True)
-    for workers in (0, 2):
-        out = str(tmp_path / f"with_{workers}")
-        resumed = streamed(in_shards, settings, output_dir=out, dataloader_num_workers=workers)
-        resumed.train(resume_from_checkpoint=str(checkpoint))
-        pixels = [torch.cat([batch["pixel_values"] for batch in seen]) for seen in (whole.seen[2:3], resumed.seen[:1])]
-        assert sorted(pixels[0].flatten(1).tolist()) == sorted(pixels[1].flatten(1).tolist())
-
-
 @pytest.mark.parametrize("step", [2, STEPS], ids=["within an epoch", "after one"])
 def test_a_stream_and_a_loaded_dataset_do_not_go_on_from_each_other(in_shards, settings, tmp_path, step):
     def start(**opened: Any) -> Watched:
@@ -158,16 +138,6 @@ def test_a_stream_and_a_loaded_dataset_do_not_go_on_from_each_other(in_shards, s
                 )
                 with pytest.raises(ConfigError, match=said):
                     start(**other).train(resume_from_checkpoint=str(checkpoint))
-    # A checkpoint of before does not tell.
-    start().train()
-    path = tmp_path / "out" / "checkpoint-2" / "reinforced_training.json"
-    (path.parent / "stream_progress.json").unlink()  # of the stream that was trained there before
-    path.write_text(json.dumps({**json.loads(path.read_text()), "shuffled_shards": 1, "rows": None}))
-    write_checksums(path.parent, resumable=True)
-    with pytest.raises(
-        ConfigError, match=r"from a checkpoint of a stream only, but .*-2 is of a loaded dataset\. Load"
-    ):
-        start(streaming=True).train(resume_from_checkpoint=str(path.parent))
 
 
 def test_other_labels_model_arguments_and_answers_are_another_run(tiny_dataset, tiny_teacher, settings, tmp_path):

@@ -15,7 +15,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import check_writable, expanded
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.provenance import find_config
+from hf_dr.store.configs import find_config
 from hf_dr.teacher.members import imagenet_synsets
 from hf_dr.views.augmentation import Augmentation
 

@@ -32,8 +32,9 @@ from hf_dr.replay.loading import each_dataset
 from hf_dr.settings import by_name, unlike_names
 from hf_dr.store.base_dataset import load_base, undecoded_images
 from hf_dr.store.card import keep_finding
+from hf_dr.store.configs import find_config
 from hf_dr.store.json_files import read_object
-from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.signals import described
 from hf_dr.text import counted
 from hf_dr.training.calibrating import check_other_images

@@ -17,8 +17,9 @@ from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import expanded, spelled_alike
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.processes import thread_pool
+from hf_dr.store.configs import choose_config, config_names, find_config, read_config_names
 from hf_dr.store.json_files import check_size
-from hf_dr.store.provenance import Provenance, choose_config, config_names, find_config, read_config_names
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
 from hf_dr.text import is_hub_id, progress_bar
 

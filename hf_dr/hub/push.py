@@ -26,7 +26,8 @@ from hf_dr.store.card import (
     read_card,
     update_card,
 )
-from hf_dr.store.provenance import Provenance, choose_config, config_names, configs_among
+from hf_dr.store.configs import choose_config, config_names, configs_among
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
 

@@ -24,8 +24,9 @@ from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import held, write_whole
 from hf_dr.store import readme, schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
+from hf_dr.store.configs import config_names
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding, save_finding
-from hf_dr.store.provenance import Provenance, config_names
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import Data
 from hf_dr.store.schema import LICENSES, PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker

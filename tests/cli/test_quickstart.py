@@ -11,7 +11,8 @@ import yaml
 from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
 from hf_dr.cli.yaml_files import read_yaml
-from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.store.configs import find_config
+from hf_dr.store.provenance import Provenance
 
 STEPS = ["teach", "reinforce", "inspect", "compare"]
 TINY = ["--teacher", "timm:test_resnet", "--student", "timm:test_resnet", "--size", "24", "--num_train_epochs", "1"]

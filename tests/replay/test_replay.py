@@ -31,8 +31,8 @@ from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.view_requests import fresh_view, ranked_view
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.configs import find_config
 from hf_dr.store.features import combine_hashes
-from hf_dr.store.provenance import find_config
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NAMED, Augmentation

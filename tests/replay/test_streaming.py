@@ -40,7 +40,8 @@ from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.replay.view_requests import fresh_view
-from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.store.configs import find_config
+from hf_dr.store.provenance import Provenance
 from hf_dr.training.loader import ReinforcedLoader
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop

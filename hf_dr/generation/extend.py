@@ -324,9 +324,9 @@ class _MoreMembers(_ExtendingLabeller):
 class _StoredViewMaker(ViewMaker):
     """Draws the views again; a row that had no readable image has none, whatever stands in its place now."""
 
-    def __init__(self, maker: ViewMaker, skipped: list[int], first_kept: int) -> None:
+    def __init__(self, maker: ViewMaker, skipped: list[int], first_new: int) -> None:
         super().__init__(
-            maker.images, maker.augmentation, maker.num_views, maker.seed, maker.matching_size, first_kept=first_kept
+            maker.images, maker.augmentation, maker.num_views, maker.seed, maker.matching_size, first_new=first_new
         )
         self._skipped = frozenset(skipped)
 

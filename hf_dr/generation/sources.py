@@ -74,7 +74,7 @@ class AnswerSource(ABC):
         self.device = labeller.teacher.device
         self.workers = workers
         self.batch_size = batch_size
-        self.first_new = maker.first_kept
+        self.first_new = maker.first_new
         self._maker = maker
         self.labeller = labeller
 

@@ -37,7 +37,7 @@ class ViewBatch:
 
     Attributes:
         span: Which views.
-        pixels: uint8 (N, H, W, 3), or those of the maker's `first_kept` view and later ones only.
+        pixels: uint8 (N, H, W, 3), or those of the maker's `first_new` view and later ones only.
         params: Parameter name -> (N,) or (N, n), in the stored dtype.
         image_hashes: uint64 (N,), of the decoded image of each view's example.
         view_hashes: uint64 (N,), of each view's pixels.
@@ -63,7 +63,8 @@ class ViewMaker(torch.utils.data.Dataset):
         num_views: V.
         seed: Of the run.
         matching_size: Partners come from the same block of `matching_size` examples; None: from the whole dataset.
-        first_kept: Views before it are drawn, performed and hashed, but their pixels are not in the batch.
+        first_new: Views before it have stored answers: they are drawn, performed and hashed, but their pixels are not in the
+            batch.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ViewMaker(torch.utils.data.Dataset):
         seed: int,
         matching_size: int | None,
         *,
-        first_kept: int = 0,
+        first_new: int = 0,
     ) -> None:
         self.images = images
         self.column = images.column_names[0]
@@ -82,7 +83,7 @@ class ViewMaker(torch.utils.data.Dataset):
         self.num_views = num_views
         self.seed = seed
         self.matching_size = matching_size
-        self.first_kept = first_kept
+        self.first_new = first_new
 
     def image(self, example: int) -> PIL.Image.Image:
         """Decodes the image of one example; a DataError names row and file of one that cannot be."""
@@ -137,7 +138,7 @@ class ViewMaker(torch.utils.data.Dataset):
     def __getitem__(self, span: Span) -> ViewBatch:
         count = span.stop - span.start
         height, width = self.augmentation.size
-        kept = np.arange(span.start, span.stop) % self.num_views >= self.first_kept
+        kept = np.arange(span.start, span.stop) % self.num_views >= self.first_new
         place = np.cumsum(kept) - 1  # of each view among those whose pixels are kept
         pixels = np.zeros((int(kept.sum()), height, width, 3), np.uint8)
         params = zero_columns(self.augmentation, count)

@@ -304,7 +304,7 @@ class DeviceViewMaker:
 
     def needed_bytes(self, batch_size: int, num_workers: int) -> int:
         """How much the images take that are there at a time, of a span of `batch_size` views, the next one and all workers."""
-        images = batch_size // (self.maker.num_views - self.maker.first_kept) + 2  # of which all views are made
+        images = batch_size // (self.maker.num_views - self.maker.first_new) + 2  # of which all views are made
         if self.maker.augmentation.mixes:
             images += images * self.maker.num_views
         images = min(images, len(self.maker.images))
@@ -376,7 +376,7 @@ class DeviceViewMaker:
             shown_NHWC = pixels_NHWC
             pixels_NHWC = pixels_NHWC.new_zeros((len(flat), height, width, 3))
             pixels_NHWC[torch.from_numpy(np.flatnonzero(drawn.valid)).to(self.device)] = shown_NHWC
-        kept = flat % maker.num_views >= maker.first_kept
+        kept = flat % maker.num_views >= maker.first_new
         if not kept.all():
             pixels_NHWC = pixels_NHWC[torch.from_numpy(kept).to(self.device)]
         examples = flat // maker.num_views

@@ -68,7 +68,7 @@ def test_the_views_are_those_of_pillow(images, name, num_views, batch, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_views_before_the_first_that_is_asked_for_are_hashed_only(images, device):
-    compare(ViewMaker(images, Augmentation.named("randaug", 16), 5, 7, None, first_kept=2), 10, device)
+    compare(ViewMaker(images, Augmentation.named("randaug", 16), 5, 7, None, first_new=2), 10, device)
 
 
 @pytest.mark.parametrize("matching_size", [None, 5])

@@ -34,11 +34,12 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         ConfigError: A flag or key is unknown, or the YAML file cannot be read.
     """
     lazy = any(isinstance(kind, Lazy) for kind in types)
+    files = read_configs(argv)
     if lazy and not {"-h", "--help"}.isdisjoint(argv):
-        print(short_help(types, prog, description, examples, read_configs(argv)), end="")
+        print(short_help(types, prog, description, examples, files), end="")
         raise SystemExit(0)
     if lazy and "--help_all" not in argv:
-        check_early(types, argv, prog)
+        check_early(types, argv, prog, files.keys())
     argv = ["--help" if lazy and word == "--help_all" else word for word in argv]
     types = [kind.load() if isinstance(kind, Lazy) else kind for kind in types]
     parser = _parser_of(types, prog=prog, description=description, examples=examples)
@@ -48,7 +49,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     own = {name: _default(parser, action) for name, action in known.items()}
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind, include_extras=True).items()}
     add_files(parser)
-    _take_files(parser, known, hints, argv)
+    _take_files(parser, known, hints, files)
     given = vars(parser.parse_args(argv))
     if lazy and not given["output_dir"]:
         raise ConfigError("`output_dir` must be given, got an empty text. Name a folder.")
@@ -65,10 +66,13 @@ def _default(parser: Parser, action: argparse.Action) -> Any:
 
 
 def _take_files(
-    parser: Parser, known: Mapping[str, argparse.Action], hints: Mapping[str, Any], argv: Sequence[str]
+    parser: Parser,
+    known: Mapping[str, argparse.Action],
+    hints: Mapping[str, Any],
+    files: Mapping[str, tuple[Any, str]],
 ) -> None:
-    """Makes what the files of `--config` say the parser's defaults."""
-    for key, (value, file) in read_configs(argv).items():
+    """Makes the settings from files the parser's defaults."""
+    for key, (value, file) in files.items():
         if key not in known:
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
         action = known[key]

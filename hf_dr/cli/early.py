@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_dr.cli.flag_parser import Parser, add_fields, add_files
-from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.settings import ALIASES
 
@@ -83,8 +82,8 @@ def short_help(
     return parser.format_help()
 
 
-def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
-    """Finds mistakes in the arguments before transformers is imported, which takes seconds.
+def check_early(types: Sequence[Any], argv: Sequence[str], prog: str, files: Collection[str]) -> None:
+    """Finds mistakes in the arguments before transformers is imported, which takes seconds; `files` are settings from files.
 
     Raises:
         ConfigError: A flag is unknown or missing.
@@ -94,7 +93,6 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
     parser.add_argument("--output_dir", required=True)
     for kind in types:
         add_fields(parser, kind.own if isinstance(kind, Lazy) else kind)
-    files = read_configs(argv)
     for action in parser._actions:
         action.required = action.required and action.dest not in files
     words = [word for word in parser.unknown_words(argv) if word.startswith("--")]

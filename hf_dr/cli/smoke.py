@@ -33,6 +33,7 @@ from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.processes import refuse_several
+from hf_dr.store.labels import image_columns
 from hf_dr.training.students import build_student, complete_config
 
 ROWS = 4
@@ -351,7 +352,7 @@ class Rehearsal:
     def _set(self, spec: EvaluationSet, rows: str) -> str:
         described = self.described
         features = described.features
-        image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
+        image = image_columns(features)[0]
         labels = [name for name in features if name != image]
         split = spec.split if spec.split in described.splits else list(described.splits)[1]
         label = spec.label if spec.label in labels else labels[0]

@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import datasets
 from safetensors import SafetensorError, safe_open
 
 from hf_dr.errors import ConfigError, DataError
@@ -34,6 +33,7 @@ from hf_dr.store.base_dataset import load_base, undecoded_images
 from hf_dr.store.card import keep_finding
 from hf_dr.store.configs import find_config
 from hf_dr.store.json_files import read_object
+from hf_dr.store.labels import image_columns
 from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.signals import described
 from hf_dr.text import counted
@@ -143,8 +143,7 @@ def _check_calibration(train: dict[str, Any], tested: Images) -> None:
     if name and split:
         revision, files_from = train.get("eval_revision"), train.get("files_from") or []
         dataset, _ = load_base(name, train.get("eval_config"), split=split, revision=revision, files_from=files_from)
-        columns = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-        for column in columns:  # the trainings know which of several it is
+        for column in image_columns(dataset.features):  # the trainings know which of several it is
             images = undecoded_images(dataset, column)
             check_other_images(images, tested.undecoded.select(tested.rows), f"the set `{tested.spec.name}`")
 

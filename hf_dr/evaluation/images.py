@@ -16,7 +16,7 @@ from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
 from hf_dr.store.base_dataset import load_base, undecoded_images, whole_column
-from hf_dr.store.labels import label_advice, label_columns, read_labels, refuse_transform
+from hf_dr.store.labels import image_columns, label_advice, label_columns, read_labels, refuse_transform
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
         )
     if spec.note:
         logger.warning("%s (%s): %s.", spec.name, spec.dataset, spec.note)
-    pictures = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    pictures = image_columns(dataset.features)
     if spec.image is None and len(pictures) != 1:
         raise DataError(
             f"set `{spec.name}` must have one image column, found {', '.join(pictures) or 'none'} among "

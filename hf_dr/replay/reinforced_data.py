@@ -245,13 +245,13 @@ class ReinforcedData(ABC):
         return "\n    ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
 
-def check_loaded(name: str, dataset: object, kind: type = ReinforcedData, how: str = "") -> None:
-    """Refuses, in the place of the argument `name`, what is no open "+" dataset, of the class `kind`: a path, for one.
+def check_loaded(dataset: object, kind: type = ReinforcedData, how: str = "") -> None:
+    """Refuses, in the place of the argument `dataset`, what is no open "+" dataset, of the class `kind`: a path, for one.
 
     `how` is for the message: how that is opened.
     """
     advice = 'Open the "+" dataset: `load_reinforced(...)`.'
-    check_kind(name, dataset, kind, f"what `load_reinforced` returns{how}", advice)
+    check_kind("dataset", dataset, kind, f"what `load_reinforced` returns{how}", advice)
 
 
 def digest_of_rows(rows: np.ndarray, labels: np.ndarray | None) -> str:

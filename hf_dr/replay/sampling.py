@@ -118,7 +118,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        check_loaded("dataset", dataset, MappedReinforcedData, " without `streaming=True`")
+        check_loaded(dataset, MappedReinforcedData, " without `streaming=True`")
         check_count("num_replicas", num_replicas)
         check_count("rank", rank, 0)
         if not rank < num_replicas:

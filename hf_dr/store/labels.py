@@ -19,6 +19,11 @@ from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
 logger = logging.getLogger(__name__)
 
 
+def image_columns(features: datasets.Features) -> list[str]:
+    """Returns the columns that hold images."""
+    return [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+
+
 def label_columns(features: datasets.Features) -> list[str]:
     """Returns the columns that may be the labels where none is named: `label`, else those of a ClassLabel."""
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -64,7 +69,7 @@ def check_dataset(
     for name in filter(is_reserved, dataset.column_names):
         raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
     features = dataset.features
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = image_columns(features)
     only = images[0] if len(images) == 1 else ""
     chosen = only if image_column is None else image_column
     if chosen not in images:

@@ -25,7 +25,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import whole_column
-from hf_dr.store.labels import check_class_names, check_dataset, class_numbers, label_advice
+from hf_dr.store.labels import check_class_names, check_dataset, class_numbers, image_columns, label_advice
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.evaluated import few_answers
@@ -387,5 +387,4 @@ def is_undecoded(dataset: Any) -> bool:
         return False
     features = dataset.features or {}  # a stream may not know its own
     transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
-    images = any(isinstance(feature, datasets.Image) for feature in features.values())
-    return images and "pixel_values" not in features and not transformed
+    return bool(image_columns(features)) and "pixel_values" not in features and not transformed

@@ -74,7 +74,7 @@ class ReinforcedLoader:
         augment_on: str = "auto",
         **order: Unpack[OrderSettings],
     ) -> None:
-        check_loaded("dataset", dataset)
+        check_loaded(dataset)
         check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, 0)
         Switch().check("drop_last", drop_last)

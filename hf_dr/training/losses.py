@@ -308,7 +308,7 @@ class ReinforcedLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_loaded("dataset", dataset)
+        check_loaded(dataset)
         Real(0, above=True).check("temperature", temperature)
         Real(0, 1).check("label_weight", label_weight)
         Real(0, 1).check("label_smoothing", label_smoothing)

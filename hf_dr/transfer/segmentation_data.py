@@ -22,6 +22,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import expanded
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import content_hash, require_columns, undecoded_images
+from hf_dr.store.labels import image_columns
 from hf_dr.transfer.files import digest_of
 from hf_dr.transfer.settings import FILTERS
 from hf_dr.views.images import as_tensor, decode_row, decode_with, stored_size, with_file
@@ -136,7 +137,7 @@ class SegmentationData:
 
         `described` is what names it. A DataError if there is no such column.
         """
-        known = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+        known = image_columns(dataset.features)
         others = [name for name in known if name != image_column]
         require_columns([image_column], known, "column of images")
         if mask_column is None and len(others) != 1:

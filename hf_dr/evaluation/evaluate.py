@@ -153,7 +153,7 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
         # Which column of labels it will be, where none is named, is not known before the set is opened.
         same_set = are_alike(known, spec, but=["label"] if known.get("label") is None else [])
         again = places.get(model) == place and same_set and (not result["corrupted"] or name in corrupted)
-        lost = _lost(result, there["settings"], config) if again else ", corrupted" if result["corrupted"] else ""
+        lost = _lost(result, there["how"], config) if again else ", corrupted" if result["corrupted"] else ""
         if lost or not again:
             what = f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){lost}"
             raise ConfigError(
@@ -161,13 +161,13 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
             )
 
 
-def _lost(result: Mapping[str, Any], settings: Mapping[str, Any], config: EvaluateConfig) -> str:
+def _lost(result: Mapping[str, Any], how: Mapping[str, Any], config: EvaluateConfig) -> str:
     """Says what of a result another evaluation of the same model and set would not measure; empty if it measures all."""
     for name in (*HOW, *(["seed"] if result["corrupted"] else [])):
         value = getattr(config, name)
         more = name == "max_examples" and (value is None or result["examples"] <= value)
-        if name in settings and not more and not are_alike(settings[name], value):
-            return f", with {name} {settings[name]}"
+        if not more and not are_alike(how[name], value):
+            return f", with {name} {how[name]}"
     measured = {(kind, str(severity)) for kind, severity in config.corruption_keys()}
     for kind, severities in result.get("by_corruption", {}).items():
         for severity in severities:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_dr.errors import DataError, HfDrError
-from hf_dr.evaluation.config import REPORT_FILE, named_model
+from hf_dr.evaluation.config import HOW, HOW_CORRUPTED, REPORT_FILE, named_model
 from hf_dr.settings import unlike_names
 from hf_dr.teacher.metrics import METRICS
 from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
@@ -298,7 +298,8 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Reads what `hf-dr evaluate` or `compare` wrote; a DataError for anything else.
 
-    Adds for each model its checkpoint, `places`, and the `digest_of_weights` of that, `weights`.
+    Adds `how` the sets were evaluated, and for each model its checkpoint, `places`, and the `digest_of_weights` of that,
+    `weights`.
     """
     with _reading(path, "what `hf-dr evaluate` writes", "Evaluate again."):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -313,7 +314,9 @@ def read_evaluation(path: Path) -> dict[str, Any]:
                 raise TypeError(f"the metrics of {result['model']} are no numbers")
             content["sets"][result["set"]].items()
             content["weights"][result["model"]] = content["models"][result["model"]]["weights_of_files"]
-        content["places"] = dict(named_model(str(text)) for text in content["settings"]["models"])
+        settings = content["settings"]
+        content["how"] = {name: settings[name] for name in (*HOW, *HOW_CORRUPTED)}
+        content["places"] = dict(named_model(str(text)) for text in settings["models"])
         return content
 
 

@@ -99,12 +99,12 @@ class Results:
         evaluations_of = functools.cache(lambda model: self._evaluations(path.parent, model, content))
         for result in content["results"]:
             spec = content["sets"][result["set"]]
-            settings = content["settings"]
-            how: dict[str, Any] = {"": {"set": spec, **{key: settings.get(key) for key in HOW}}}
+            told = content["how"]
+            how: dict[str, Any] = {"": {"set": spec, **{key: told[key] for key in HOW}}}
             end = ""
             if result["corrupted"]:
                 end = ", corrupted"
-                how[end] = how[""] | {key: settings.get(key) for key in HOW_CORRUPTED}
+                how[end] = how[""] | {key: told[key] for key in HOW_CORRUPTED}
             # A second set of the same name is distinguished by its dataset and split, with and without corruptions.
             place = ":".join(filter(None, (Path(str(spec.get("dataset"))).name, spec.get("split"))))
             names = (result["set"], f"{result['set']} ({place})")

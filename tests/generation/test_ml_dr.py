@@ -64,9 +64,10 @@ CIFAR: dict[str, Any] = {
 ORDER = ("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase")
 
 
-def import_ml_dr(*arguments: Any, **settings: Any) -> Path:
-    """Runs an import and returns the folder of the configuration."""
-    job = ImportJob(*arguments, **settings)
+def import_ml_dr(sources: Any, base: datasets.Dataset, to: Path | ImportConfig, **settings: Any) -> Path:
+    """Runs an import into a folder, with these settings, or with those of `to`; returns the folder of the configuration."""
+    config = to if isinstance(to, ImportConfig) else ImportConfig(str(to), **settings)
+    job = ImportJob(sources, base, config)
     job.run()
     return job.folder
 
@@ -289,7 +290,7 @@ def check_views(
 def test_views_are_what_the_student_of_ml_dr_sees(ops, compressed, container, kind, base, tmp_path):
     files = Files(base, ops, compressed)
     source = files.write(tmp_path / "in", kind, container)
-    folder = import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus"), shard_size=5))
+    folder = import_ml_dr([source], base, tmp_path / "plus", shard_size=5)
     plus = load_reinforced(folder)
     check_views(plus, base, files, ops)
     assert plus.provenance.schema_version == SCHEMA_VERSION
@@ -302,7 +303,7 @@ def test_several_runs_add_up(base, tmp_path):
     sources = [
         run.write(tmp_path / str(n), kind) for n, (run, kind) in enumerate(zip(runs, ("tar", "folder"), strict=True))
     ]
-    plus = load_reinforced(import_ml_dr(sources, base, ImportConfig(str(tmp_path / "plus"))))
+    plus = load_reinforced(import_ml_dr(sources, base, tmp_path / "plus"))
     assert plus.num_views == 2 * VIEWS
     check_views(plus, base, runs[0], MIXING)
     check_views(plus, base, runs[1], MIXING, start=VIEWS)
@@ -315,7 +316,7 @@ def mixing(base, tmp_path_factory) -> tuple[Files, Path, Path]:
     folder = tmp_path_factory.mktemp("mixing")
     files = Files(base, MIXING)
     source = files.write(folder / "in", "tar")
-    import_ml_dr([source], base, ImportConfig(str(folder / "plus"), shard_size=5))
+    import_ml_dr([source], base, folder / "plus", shard_size=5)
     return files, source, folder / "plus"
 
 
@@ -352,7 +353,7 @@ def test_rows_need_not_come_in_pairs(mixing):
 
 
 def test_an_overlay_leaves_the_images_out(base, mixing, tmp_path):
-    import_ml_dr([mixing[1]], base, ImportConfig(str(tmp_path / "plus"), overlay=True))
+    import_ml_dr([mixing[1]], base, tmp_path / "plus", overlay=True)
     check_views(load_reinforced(tmp_path / "plus", base=base), base, mixing[0], MIXING)
 
 
@@ -413,7 +414,7 @@ def test_what_a_worker_refuses_is_told(base, tmp_path):
     contents["7.pth.tar"] = b"garbage"
     source = write(contents, tmp_path / "in")
     with pytest.raises(FormatError, match=r"7\.pth\.tar must be written by torch\.save or joblib"):
-        import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus"), num_workers=2))
+        import_ml_dr([source], base, tmp_path / "plus", num_workers=2)
 
 
 def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):
@@ -448,7 +449,7 @@ def test_a_disk_without_room_for_the_scratch_file_is_refused(base, mixing, tmp_p
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(ConfigError, match="for a scratch file next to the shards, but: No space left on device"):
-        import_ml_dr([mixing[1]], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([mixing[1]], base, tmp_path / "plus")
 
 
 def test_another_import_into_the_folder_is_refused(base, mixing, tmp_path):
@@ -560,7 +561,7 @@ def test_an_order_that_is_no_file_is_refused(tmp_path):
 
 def test_a_wrong_order_shows_in_the_boxes(base, mixing, tmp_path):
     with pytest.raises(DataError, match=r"must have boxes inside its image of .* set `order`"):
-        import_ml_dr([mixing[1]], base.select(range(ROWS - 1, -1, -1)), ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([mixing[1]], base.select(range(ROWS - 1, -1, -1)), tmp_path / "plus")
 
 
 @pytest.fixture
@@ -578,11 +579,11 @@ def test_a_wrong_order_shows_in_the_labels(alike, tmp_path):
         with pytest.raises(
             DataError, match=r"far more often than by chance .* found 0\.0 % of 72 views. .* set `order`"
         ):
-            import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+            import_ml_dr([source], wrong, tmp_path / "plus")
     (tmp_path / "order.txt").write_text("\n".join(map(str, [ROWS - 1, *range(ROWS - 1)])))
-    import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), order=str(tmp_path / "order.txt")))
+    import_ml_dr([source], wrong, tmp_path / "plus", order=str(tmp_path / "order.txt"))
     shutil.rmtree(tmp_path / "plus")
-    import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), allow_disagreement=True))
+    import_ml_dr([source], wrong, tmp_path / "plus", allow_disagreement=True)
 
 
 def test_rows_without_a_label_judge_no_order():
@@ -621,25 +622,25 @@ def test_rows_that_were_read_before_a_stop_are_judged_too(alike, tmp_path, monke
 
     monkeypatch.setattr(ml_dr.OrderCheck, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
-        import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([source], wrong, tmp_path / "plus")
     monkeypatch.undo()
     with pytest.raises(DataError, match=r"found 0\.0 % of 72 views"):
-        import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([source], wrong, tmp_path / "plus")
 
 
 def test_sources_are_known_by_what_they_hold(base, tmp_path, monkeypatch):
     """A scratch file has views of one and of the other otherwise, and nobody would see it."""
     runs = [Files(base, RANDAUG, seed=seed).write(tmp_path / str(seed)) for seed in (1, 2)]
-    import_ml_dr(runs, base, ImportConfig(str(tmp_path / "plus")))
+    import_ml_dr(runs, base, tmp_path / "plus")
     known = open_runs(runs)[0].digest
     with pytest.raises(FingerprintMismatchError, match="run_digests"):
-        import_ml_dr(runs[::-1], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr(runs[::-1], base, tmp_path / "plus")
     names = [path.name for path in runs[0].rglob("*.tar")]
     for order in (sorted(names), sorted(names, reverse=True)):  # as another file system lists them
         monkeypatch.setattr(os, "listdir", lambda path, order=order: order)
         assert len({run.digest for run in open_runs([runs[0]])} | {known}) == 1
     with pytest.raises(ConfigError, match=r"must be different runs, found the same in .*1.* and .*1.*Name each once"):
-        import_ml_dr([runs[0], runs[0]], base, ImportConfig(str(tmp_path / "twice")))
+        import_ml_dr([runs[0], runs[0]], base, tmp_path / "twice")
 
 
 @pytest.mark.parametrize("label", [None, -1])
@@ -657,7 +658,7 @@ def test_labels_are_judged_against_the_whole_base(alike, tmp_path, monkeypatch):
     """One class first, as in an archive by class: its own share of those rows is no measure of chance."""
     monkeypatch.setattr("hf_dr.generation.ml_dr.fitting.LABELLED_ROWS", 1)
     source = Files(alike, RANDAUG).write(tmp_path / "in", "tar")
-    import_ml_dr([source], alike, ImportConfig(str(tmp_path / "plus")))
+    import_ml_dr([source], alike, tmp_path / "plus")
 
 
 def test_a_base_without_a_readable_image_is_refused(base, tmp_path):
@@ -665,7 +666,7 @@ def test_a_base_without_a_readable_image_is_refused(base, tmp_path):
     cells = {"image": [{"bytes": b"none", "path": None}] * ROWS, "label": base["label"][:]}
     unreadable = datasets.Dataset.from_dict(cells, base.features)
     with pytest.raises(DataError, match="must have images that can be decoded, found none"):
-        import_ml_dr([source], unreadable, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([source], unreadable, tmp_path / "plus")
 
 
 def test_images_turned_by_exif_stay_out_also_as_partners(alike, tmp_path):
@@ -682,7 +683,7 @@ def test_images_turned_by_exif_stay_out_also_as_partners(alike, tmp_path):
     alike[5]["image"].save(upright, "PNG", exif=exif)
     cells[5] = {"bytes": upright.getvalue(), "path": None}
     base = datasets.Dataset.from_dict({"image": cells, "label": alike["label"][:]}, alike.features, split="train")
-    plus = load_reinforced(import_ml_dr([files.write(tmp_path / "in")], base, ImportConfig(str(tmp_path / "plus"))))
+    plus = load_reinforced(import_ml_dr([files.write(tmp_path / "in")], base, tmp_path / "plus"))
     assert plus.provenance.skipped_rows == [4, 7, 8]
     assert len(plus) == ROWS - 3
     partners = {plus.params(row, view)["partner"] for row in range(len(plus)) for view in range(VIEWS)}
@@ -753,7 +754,7 @@ _CROP, _FLIP, _RA, _ERASE = range(4)
 def test_views_that_cannot_be_are_refused(change, message, base, tmp_path):
     source = write(changed(Files(base, RANDAUG), change), tmp_path / "in")
     with pytest.raises((FormatError, DataError), match=message):
-        import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([source], base, tmp_path / "plus")
 
 
 @pytest.mark.parametrize(
@@ -777,7 +778,7 @@ def test_mixed_views_that_cannot_be_are_refused(change, message, base, tmp_path)
     files.rows[0][1][0]["params"] = {**files.views[0][0], "mixup": 0.25, "id2": 1, **change}
     source = files.write(tmp_path / "in")
     with pytest.raises((FormatError, DataError), match=message):
-        import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([source], base, tmp_path / "plus")
 
 
 @pytest.mark.parametrize(
@@ -835,7 +836,7 @@ def test_sources_that_are_incomplete_or_damaged_are_refused(change, message, bas
     contents = Files(base, RANDAUG).contents()
     change(contents)
     with pytest.raises(HfDrError, match=message):
-        import_ml_dr([write(contents, tmp_path / "in")], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([write(contents, tmp_path / "in")], base, tmp_path / "plus")
 
 
 def test_a_payload_is_not_run(base, tmp_path):
@@ -846,7 +847,7 @@ def test_a_payload_is_not_run(base, tmp_path):
     contents = Files(base, RANDAUG).contents()
     contents["3.pth.tar"] = dump(Bomb(), "joblib")
     with pytest.raises(FormatError, match=r"3\.pth\.tar must hold plain values only .* found the name \w+\.system"):
-        import_ml_dr([write(contents, tmp_path / "in")], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([write(contents, tmp_path / "in")], base, tmp_path / "plus")
     assert not (tmp_path / "ran").exists()
 
 
@@ -953,7 +954,7 @@ def test_archives_that_break_off_are_refused(kind, base, tmp_path):
     path = Files(base, RANDAUG).write(tmp_path / "in", kind)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(FormatError, match=r"reading it failed|are missing|found no|breaks off"):
-        import_ml_dr([path], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([path], base, tmp_path / "plus")
 
 
 @quick
@@ -991,20 +992,20 @@ def test_no_values_in_a_file_do_harm(value):
 def test_runs_of_different_make_are_not_added(base, tmp_path):
     sources = [Files(base, ops).write(tmp_path / str(n)) for n, ops in enumerate([RANDAUG, MIXING])]
     with pytest.raises(ConfigError, match="several sources must be runs of one augmentation"):
-        import_ml_dr(sources, base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr(sources, base, tmp_path / "plus")
 
 
 def test_sources_must_exist(base, tmp_path):
     with pytest.raises(ConfigError, match="must be a folder or archive of ml-dr, found nothing there"):
-        import_ml_dr([tmp_path / "none"], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([tmp_path / "none"], base, tmp_path / "plus")
     with pytest.raises(ConfigError, match="at least one folder or archive, got none"):
-        import_ml_dr([], base, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([], base, tmp_path / "plus")
 
 
 def test_the_classes_must_be_those_of_the_base(base, mixing, tmp_path):
     fewer = base.cast_column("label", datasets.ClassLabel(num_classes=9))
     with pytest.raises(DataError, match="must have the 8 classes of ml-dr's configuration, found 9"):
-        import_ml_dr([mixing[1]], fewer, ImportConfig(str(tmp_path / "plus")))
+        import_ml_dr([mixing[1]], fewer, tmp_path / "plus")
 
 
 def test_someone_must_count_the_classes(base, tmp_path):
@@ -1012,10 +1013,8 @@ def test_someone_must_count_the_classes(base, tmp_path):
     del files.config["num_classes"]
     source = files.write(tmp_path / "in")
     with pytest.raises(DataError, match="must have a ClassLabel column, as ml-dr's configuration does not count"):
-        import_ml_dr([source], base.remove_columns("label"), ImportConfig(str(tmp_path / "plus")))
-    assert (
-        load_reinforced(import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus")))).provenance.num_classes == 8
-    )
+        import_ml_dr([source], base.remove_columns("label"), tmp_path / "plus")
+    assert load_reinforced(import_ml_dr([source], base, tmp_path / "plus")).provenance.num_classes == 8
 
 
 # --------------------------------------------------------------------------------------------------------- command line

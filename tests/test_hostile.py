@@ -48,7 +48,7 @@ from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store import json_files
 from hf_dr.store.base_dataset import load_base
-from hf_dr.store.card import card_configs, update_card, write_card
+from hf_dr.store.card import card_config, update_card, write_card
 from hf_dr.store.findings import Statistics, Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import split_readme
@@ -157,7 +157,7 @@ def changed_items(config: Path, expected: Views, teacher: Teacher | None) -> lis
 def look_at(config: Path) -> None:
     """Does what people do who look at a dataset, or publish it."""
     told(lambda: str(inspect(config)))
-    told(lambda: update_card(None, card_configs(config.parent, [config.name]), name="org/x"))
+    told(lambda: update_card(None, {config.name: card_config(config)}, name="org/x"))
 
 
 def forge(config: Path, **changes: Any) -> None:
@@ -219,7 +219,7 @@ def test_what_is_no_file_is_told(make: Callable[[Path], None], file: str, victim
         lambda: list(load_reinforced(config, streaming=True)),
         lambda: len(load_reinforced(config)),
         lambda: inspect(config),
-        lambda: card_configs(config.parent, [NAME]),
+        lambda: card_config(config.parent / NAME),
     )
     for call in calls:
         with pytest.raises(HfDrError):
@@ -662,9 +662,9 @@ def test_any_finding(file: str, data: st.DataObject, victim: Callable[[], Path])
     content = json.loads((config / file).read_text())
     content[data.draw(st.sampled_from([*content, "x"]))] = data.draw(JUNK | st.lists(st.lists(st.text(max_size=8))))
     (config / file).write_text(json.dumps(content))
-    card = told(lambda: update_card(None, card_configs(config.parent, [config.name]), name="org/x"))
+    card = told(lambda: update_card(None, {config.name: card_config(config)}, name="org/x"))
     if card is not None:
-        assert update_card(card, card_configs(config.parent, [config.name]), name="org/x") == card
+        assert update_card(card, {config.name: card_config(config)}, name="org/x") == card
 
 
 HOSTILE_YAML = (
@@ -681,9 +681,9 @@ HOSTILE_YAML = (
 def test_any_card(yaml: str, victim: Callable[[], Path]) -> None:
     config = victim()
     existing = f"---\n{yaml}\n---\n# Title\n"
-    card = told(lambda: update_card(existing, card_configs(config.parent, [config.name]), name="org/x"))
+    card = told(lambda: update_card(existing, {config.name: card_config(config)}, name="org/x"))
     if card is not None:
-        assert update_card(card, card_configs(config.parent, [config.name]), name="org/x") == card
+        assert update_card(card, {config.name: card_config(config)}, name="org/x") == card
     (config.parent / "README.md").write_text(existing)
     assert len(load_reinforced(config.parent)) == ROWS, "what a card says does not touch training"
     told(lambda: load_base(str(config.parent)))

@@ -19,7 +19,7 @@ from hf_dr.store.card import (
     CARD_FILE,
     GENERATED_KEYS,
     CardConfig,
-    card_configs,
+    card_config,
     has_config_elsewhere,
     keep_configs,
     names_configs,
@@ -81,7 +81,7 @@ def push_to_hub(
     expected = 'the folder of a "+" dataset'
     check_kind("folder", folder, (str, os.PathLike), expected, "Give the `output_dir` of `reinforce`.")
     folder = expanded(folder)
-    found = card_configs(folder, _names(folder, configs))
+    found = {name: card_config(folder / name) for name in _names(folder, configs)}
     provenances = {name: config.provenance for name, config in found.items()}
     _check_shards(folder, provenances)
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,21 +67,11 @@ class CardConfig:
         return self.features is None
 
 
-def card_configs(folder: Path, names: Sequence[str]) -> dict[str, CardConfig]:
-    """Reads finished configurations of a local "+" dataset, with what was found out about them.
+def card_config(config: Path) -> CardConfig:
+    """Reads a finished configuration of a local "+" dataset from its folder, with what was found out about it.
 
-    Args:
-        folder: The dataset's folder.
-        names: The configurations.
-
-    Raises:
-        FormatError: A configuration does not follow the format or is not finished, or a finding is malformed or of another
-            run.
+    A FormatError if it does not follow the format or is not finished, or a finding is malformed or of another run.
     """
-    return {name: _card_config(folder / name) for name in names}
-
-
-def _card_config(config: Path) -> CardConfig:
     provenance = Provenance.read(config)
     if provenance.config_name != config.name:
         raise FormatError(
@@ -107,7 +97,7 @@ def _finished_configs(folder: Path) -> dict[str, CardConfig]:
     for name in config_names(folder):
         try:
             if all((folder / name / shard).is_file() for shard in Provenance.read(folder / name).shard_names):
-                configs[name] = _card_config(folder / name)
+                configs[name] = card_config(folder / name)
         except FormatError as error:
             logger.warning("The card is written without news of `%s`: %s", name, error)
     return configs

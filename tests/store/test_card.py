@@ -25,7 +25,7 @@ from hf_dr.store.base_dataset import describe_base, load_base
 from hf_dr.store.card import (
     CARD_FILE,
     CardConfig,
-    card_configs,
+    card_config,
     check_card,
     size_category,
     update_card,
@@ -43,7 +43,7 @@ PART = re.compile(r"<!-- hf_dr: (?!end).*? -->.*?<!-- hf_dr: end -->", re.DOTALL
 
 @pytest.fixture(scope="module")
 def config(tiny_folder):
-    return card_configs(tiny_folder, ["all_ops"])["all_ops"]
+    return card_config(tiny_folder / "all_ops")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_signal_is_told(signal, text):
 
 def test_candidates_are_told():
     golden = Path(__file__).parents[1] / "golden" / "v3"
-    card = update_card(None, card_configs(golden, ["candidates"]), name="me/chosen")
+    card = update_card(None, {"candidates": card_config(golden / "candidates")}, name="me/chosen")
     assert "V | 8 |\n| Chosen among | 24 candidates: the highest entropy of the teacher's answer |\n" in card
 
 
@@ -421,7 +421,7 @@ def test_findings_stand_in_the_card(folder, tiny_teacher):
     save_finding(folder / "all_ops", fingerprint, Students(["who", "top-1"], [["erm", "70.0 ± 0.1"]]))
     write_card(folder)
     card = (folder / "README.md").read_text()
-    config = card_configs(folder, ["all_ops"])["all_ops"]
+    config = card_config(folder / "all_ops")
     size = f"{config.statistics.columns['teacher_logprobs']:,}"
     assert f"| log-probabilities | {size} |" in card
     assert f"| entropy | {config.statistics.entropy:.3f} nats" in card
@@ -475,15 +475,15 @@ def test_unfinished_configurations_are_left_out_or_refused(folder):
     write_card(folder)
     assert "all_ops" not in (folder / "README.md").read_text()
     with pytest.raises(FormatError, match=r"must have 3 shards, found 2 of them, e.g. no train-00001-of-00003.parquet"):
-        card_configs(folder, ["all_ops"])
+        card_config(folder / "all_ops")
     with pytest.raises(FormatError, match=r"must hold reinforcement.json, found none"):
-        card_configs(folder, ["other"])
+        card_config(folder / "other")
 
 
 def test_a_renamed_folder_is_refused_and_no_hindrance_to_others(folder, caplog):
     shutil.copytree(folder / "all_ops", folder / "backup")
     with pytest.raises(FormatError, match="must hold the configuration of its name, found `all_ops`"):
-        card_configs(folder, ["backup"])
+        card_config(folder / "backup")
     write_card(folder)
     assert "The card is written without news of `backup`: " in caplog.text
     assert "## all_ops" in (folder / "README.md").read_text()

@@ -116,7 +116,7 @@ def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]]) ->
     for entry in history[: ends[-1] if ends else None]:  # the evaluation after training is not in it
         # `eval_runtime`, or `eval_NAME_runtime` of one of several sets.
         evaluations += sum(float(value) for key, value in entry.items() if re.fullmatch("eval_(.*_)?runtime", key))
-    return round(max(0.0, float(results["train_runtime"]) - evaluations), 4)  # as the Trainer rounds
+    return round(float(results["train_runtime"]) - evaluations, 4)  # as the Trainer rounds
 
 
 @dataclass(frozen=True, order=True)

@@ -133,8 +133,9 @@ def _from_root(name: str) -> str:
 
 def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
     """Raises a ConfigError if a step was finished in another way; a comparison adds the seeds that it lacks."""
-    there, here = before[0], now[0]
-    inputs_there, inputs = before[1], now[1]
+    (there, inputs_there), (here, inputs) = before, now
+    if not isinstance(inputs_there, dict):
+        raise FormatError(f"{out / _DONE_FILE} must tell what `{command}` has read, found {inputs_there}. {_AGAIN}")
     found = [f"settings: {shlex.join(there)} there, {shlex.join(here)} here"] if there != here else []
     for key in [] if found else unlike_names(inputs_there, inputs, but=["seeds", "title"]):
         both: Any = inputs_there.get(key), inputs.get(key)

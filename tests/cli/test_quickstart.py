@@ -213,7 +213,11 @@ def test_what_the_steps_left_is_looked_at(recorded, photos, tmp_path, capsys):
     told.unlink()
     assert quickstart(photos, tmp_path / "out") == 2
     assert f"teacher must hold the teacher.json of `hf-dr teach`, found none. {advice}" in capsys.readouterr().err
-    (tmp_path / "out" / "quickstart.json").write_text("{")
+    done = tmp_path / "out" / "quickstart.json"
+    done.write_text(json.dumps({"teach": [[], None]}))
+    assert quickstart(photos, tmp_path / "out") == 2
+    assert f"quickstart.json must tell what `teach` has read, found None. {advice}" in capsys.readouterr().err
+    done.write_text("{")
     assert quickstart(photos, tmp_path / "out") == 2
     shown = capsys.readouterr().err
     assert "quickstart.json must be JSON, but reading it failed" in shown

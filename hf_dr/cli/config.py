@@ -66,10 +66,7 @@ def _default(parser: Parser, action: argparse.Action) -> Any:
 
 
 def _take_files(
-    parser: Parser,
-    known: Mapping[str, argparse.Action],
-    hints: Mapping[str, Any],
-    files: Mapping[str, tuple[Any, str]],
+    parser: Parser, known: Mapping[str, argparse.Action], hints: Mapping[str, Any], files: Mapping[str, tuple[Any, str]]
 ) -> None:
     """Makes the settings from files the parser's defaults."""
     for key, (value, file) in files.items():

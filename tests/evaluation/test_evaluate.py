@@ -264,10 +264,7 @@ def test_other_models_are_refused(tiny_dataset, models, message):
     ("sets", "message"),
     [
         (3, "`sets` must be texts, or a mapping from names to loaded datasets of one split, got int. Load it with"),
-        (
-            {"test": 3},
-            "`sets` must be datasets of one split, or texts, got int. Load it with",
-        ),
+        ({"test": 3}, "`sets` must be datasets of one split, or texts, got int. Load it with"),
         (datasets.DatasetDict(), "a mapping from names to loaded datasets of one split, got DatasetDict"),
         ({"test": datasets.DatasetDict()}, "`sets` must be datasets of one split, or texts, got DatasetDict"),
         ({"x=y": "d"}, "a name in the table must be of letters"),
@@ -289,10 +286,7 @@ def test_other_sets_are_refused(student, sets, message):
         ({"corrupt": "test"}, "`corrupt` must be a list of names, got 'test'. Put it into a list."),
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"corrupt": ["tset"]}, "`corrupt` must name sets with clean images, got `tset`. Did you mean `test`?"),
-        (
-            {"label_column": "lable"},
-            "the label column `lable`. Did you mean `label`? Name it: `label_column`.",
-        ),
+        ({"label_column": "lable"}, "the label column `lable`. Did you mean `label`? Name it: `label_column`."),
         ({"image_column": "label"}, "must hold images, found ClassLabel"),
     ],
 )

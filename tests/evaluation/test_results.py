@@ -284,10 +284,7 @@ def test_the_script_is_the_command(monkeypatch, capsys):
             lambda run: edit(run / "student.json", lambda s: s["settings"].pop("seed")),
             "must hold objective, seed and epochs",
         ),
-        (
-            lambda run: edit(run / "student.json", lambda s: s.pop("model")),
-            "student.json must have the field `model`",
-        ),
+        (lambda run: edit(run / "student.json", lambda s: s.pop("model")), "student.json must have the field `model`"),
         (
             lambda run: edit(run / "student.json", lambda s: s["settings"].update(learning_rate="9")),
             "differs in learning_rate",

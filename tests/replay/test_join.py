@@ -244,11 +244,7 @@ def test_one_process_makes_the_index_and_the_others_wait(cache, monkeypatch, tin
     assert all((index == indices[0]).all() for index in indices)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [("DECODING_RULE", 2), ("PIL.__version__", "0")],
-    ids=lambda changed: changed[0],
-)
+@pytest.mark.parametrize("changed", [("DECODING_RULE", 2), ("PIL.__version__", "0")], ids=lambda changed: changed[0])
 def test_another_decoder_makes_an_index_of_its_own(cache, monkeypatch, tiny_dataset, changed):
     images = undecoded_images(tiny_dataset, "image")
     index_images(images)

@@ -22,15 +22,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.generation.verify import verify
 from hf_dr.store.base_dataset import describe_base, load_base
-from hf_dr.store.card import (
-    CARD_FILE,
-    CardConfig,
-    card_config,
-    check_card,
-    size_category,
-    update_card,
-    write_card,
-)
+from hf_dr.store.card import CARD_FILE, CardConfig, card_config, check_card, size_category, update_card, write_card
 from hf_dr.store.findings import Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE
@@ -157,9 +149,7 @@ def test_the_features_are_those_of_the_files(tiny_folder):
     (split,) = data.dataset_info["splits"]
     assert (split["num_examples"], split["num_bytes"]) == (12, data.dataset_info["dataset_size"])
     assert data.dataset_info["download_size"] == sum(f.stat().st_size for f in tiny_folder.glob("*/*.parquet"))
-    assert data.configs == [
-        {"config_name": "all_ops", "data_files": [{"split": "train", "path": "all_ops/train-*"}]},
-    ]
+    assert data.configs == [{"config_name": "all_ops", "data_files": [{"split": "train", "path": "all_ops/train-*"}]}]
     assert data.tags == ["dataset-reinforcement", "arxiv:2303.08983"]
     assert data.size_categories == ["n<1K"]
     assert data.license is data.source_datasets is None  # nothing is known of the base

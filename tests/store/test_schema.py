@@ -442,10 +442,7 @@ def test_the_passes_of_a_resize_follow_the_version() -> None:
             {"schema_version": 2, "signal": "topk", "mixing_scope": "stored"},
             "schema version 3 if it has the field .* found version 2 with signal",
         ),
-        (
-            {"schema_version": 3, "signal": "topk"},
-            "`signal` in x must be topk_image_tail or sampled, found 'topk'",
-        ),
+        ({"schema_version": 3, "signal": "topk"}, "`signal` in x must be topk_image_tail or sampled, found 'topk'"),
         ({"schema_version": 3, "signal": ["sampled"]}, r"`signal` in x must be .*, found \['sampled'\]"),
     ],
 )

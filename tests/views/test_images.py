@@ -178,10 +178,7 @@ JPEG = cell(photo(64, 64), "JPEG")["bytes"]
         ({"bytes": None, "path": None}, "expected an image as bytes or a path, got {'bytes': None"),
         ("cat.png", "expected an image as bytes or a path, got 'cat.png'"),
         ({"bytes": b"", "path": None}, "expected an image as JPEG, .*, got an empty file"),
-        (
-            {"bytes": b"<html>404 not found</html>", "path": "0.png"},
-            "expected an image as JPEG, .*, got an HTML page",
-        ),
+        ({"bytes": b"<html>404 not found</html>", "path": "0.png"}, "expected an image as JPEG, .*, got an HTML page"),
         ({"bytes": JPEG[:-400], "path": None}, "OSError: image file is truncated"),
         ({"bytes": PNG[:-100], "path": None}, "OSError: "),
         ({"bytes": PNG[:40], "path": None}, "got a PNG file that is cut short"),

@@ -228,10 +228,7 @@ class ImportJob:
         total = sum(len(provenance.shard_range(shard)) for shard in missing)
         features = self.plan.features
         name = f"writing {provenance.config_name}"
-        with (
-            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-            progress_bar(total=total, desc=name, unit="image") as bar,
-        ):
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress_bar(total=total, desc=name, unit="image") as bar:
             for shard in missing:
                 with ShardWriter(self._output.shards[shard], features, provenance.fingerprint) as writer:
                     for rows in row_groups(provenance, shard):

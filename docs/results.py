@@ -119,6 +119,35 @@ def a_view_for_each_epoch() -> str:
     return markdown_table(["learned from", "top-1 %", "NLL", "ECE %", "corrupted error %", "gain of top-1"], rows)
 
 
+def robustness() -> list[tuple[str, str, float, float, float, float]]:
+    """Returns for each student its set, what it is, and in percent the teacher's error under corruptions, that of the
+    student on labels, what answers gain, and the standard deviation of that over the seeds.
+    """
+    signs = read("signs")
+    rows = []
+    for name, title in ROBUSTNESS.items():
+        for file, key, student in ROBUST_STUDENTS:
+            found = read(file)
+            prefix = f"{name}_{key}"
+            if f"{prefix}_mce_gain" in found:
+                numbers = (signs[f"{name}_held_out_mce"], found[f"{prefix}_erm_mce"], found[f"{prefix}_mce_gain"])
+                shown = [100 * number for number in (*numbers, found[f"{prefix}_mce_gain_std"])]
+                rows.append((title, student, *shown))
+    return rows
+
+
+def robustness_table() -> str:
+    """Returns the table of `robustness`, the students ordered by how far the teacher is better than they are on labels."""
+    ordered = sorted(robustness(), key=lambda row: row[2] - row[3])
+    rows = [
+        [title, student, f"{teacher:.1f}", f"{labels:.1f}", f"{teacher - labels:+.1f}", f"{gain:+.2f} ± {std:.2f}"]
+        for title, student, teacher, labels, gain, std in ordered
+    ]
+    return markdown_table(
+        ["set", "student", "corrupted error %, teacher", "student, on labels", "difference", "gain"], rows
+    )
+
+
 def spreads(found: dict[str, Any], prefix: str) -> list[str]:
     """Returns top-1, NLL and ECE, with their standard deviations over seeds; all but NLL in percent."""
     return [
@@ -184,6 +213,20 @@ def gain_by_seed(found: dict[str, Any], student: str, labels: str) -> str:
 
 
 # What students of benchmarks/length.py learn from.
+# What `robustness` compares: sets, and in which file which students are.
+ROBUSTNESS = {
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "grocery": "grocery",
+}
+ROBUST_STUDENTS = (
+    ("accuracy", "resnet", "ResNet"),
+    ("accuracy", "vit", "ViT"),
+    ("curve", "resnet_30epochs", "ResNet, 30 epochs"),
+    ("curve", "vit_30epochs", "ViT, 30 epochs"),
+    ("curve_tiny_imagenet", "resnet_100epochs_16views", "ResNet, 100 epochs"),
+)
 # What the students of `a_view_for_each_epoch` learned from.
 WAYS_OF_VIEWS = {
     "labels, a new view in each epoch": "30epochs_erm",
@@ -355,6 +398,13 @@ def page() -> str:
             "--num_views 16`:"
         ),
         curve("curve_tiny_imagenet", "Tiny-ImageNet"),
+        "## Under corruptions",
+        (
+            "The error of teachers under the same corruptions, on the same test images (`python benchmarks/signs.py`), next to that of "
+            "students that\nlearned from the labels of its images, and what students of its answers gain. A difference below 0: the "
+            "teacher is the more robust."
+        ),
+        robustness_table(),
         "## At length",
         (
             "By `python benchmarks/length.py`, on an H100: all 50,000 images of CIFAR-10, seen at 64x64 by a ResNet-18, its 10,000 "

@@ -391,6 +391,30 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     assert "ECE {:.2f}, {:.2f} and {:.2f} %)".format(*[100 * curve[f"{s}_ece"] for s in (labels, every, both)]) in text
     best = max(ways, key=lambda student: curve[f"{student}_top1"])
     assert best == min(ways, key=lambda student: curve[f"{student}_nll"]) == both
+    rows = MADE.robustness()
+    gained_robustness = [gain for *_, teacher, alone, gain, _ in rows if teacher < alone]
+    others = [gain for *_, teacher, alone, gain, _ in rows if teacher >= alone]
+    clear = [gain for *_, gain, spread in rows if abs(gain) > spread]
+    assert (len(rows), len(gained_robustness), len(others)) == (11, 8, 3)
+    assert "Of [eleven rows](results.md#under-corruptions), the students of all eight" in text
+    assert f"{min(gained_robustness):.1f} to {max(gained_robustness):.1f} points" in text
+    lost = MADE.mean(curve, "cifar10_resnet_30epochs_mce_gain")
+    assert f"one lost and two show no difference. The one that lost, {lost} points" in text
+    assert [gain for gain in others if gain in clear] == [min(gain for *_, gain, _ in rows)]
+    assert sum(gain not in clear for gain in gained_robustness) == 1, "in one row less than the spread"
+    signs = measured("signs")
+    compared = [
+        signs["cifar10_held_out_top1"],
+        curve[f"{labels}_top1"],
+        signs["cifar10_held_out_mce"],
+        curve[f"{labels}_mce"],
+    ]
+    assert (
+        "{:.1f} % of the test images, more than the {:.1f} % of students of the labels, but errs on {:.1f} % of the corrupted "
+        "ones, and they on {:.1f} %".format(*[100 * number for number in compared])
+        in text
+    )
+    assert f"nothing was lost: {MADE.mean(curve, f'{both}_mce', style='.1f')} %" in text
     tiny = measured("curve_tiny_imagenet")
     of_tiny = [f"tiny_imagenet_resnet_{epochs}epochs_16views" for epochs in (10, 30)]
     shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]

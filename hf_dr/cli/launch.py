@@ -140,10 +140,11 @@ def guarded(run: Callable[[], int]) -> int:
         _tell(_without_traceback(str(error)))
         return 2
     except RuntimeError as error:
-        advice = next((words for said, words in _ADVICE.items() if re.match(said, str(error), re.DOTALL)), None)
+        found = _without_traceback(str(error))
+        advice = next((words for said, words in _ADVICE.items() if re.match(said, found, re.DOTALL)), None)
         if advice is None:
             raise
-        _tell(f"{str(error).strip().rstrip('.'):.300}. {advice}")
+        _tell(f"{found.strip().rstrip('.'):.300}. {advice}")
         return 2
     except OSError as error:
         if error.errno not in _OF_THE_DISK and (error.errno not in _OF_THE_PATH or error.filename is None):

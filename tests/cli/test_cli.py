@@ -35,6 +35,12 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.text import progress_bar
 
+# How torch tells of an error in a loader's worker: with the lines of the sources, whatever words stand in them.
+IN_A_WORKER = (
+    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    + 9 * '  File "hf_dr/views/maker.py", line 1, in decode  # until it is out of memory\n'
+)
+
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory, tiny_dataset):
@@ -230,6 +236,11 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             RuntimeError("The client socket has timed out after 60000ms while trying to connect to (a1, 29500)."),
             "The client socket has timed out after 60000ms while trying to connect to (a1, 29500). The processes of this",
         ),
+        (
+            RuntimeError(f"{IN_A_WORKER}RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
+            "DefaultCPUAllocator: can't allocate memory: you tried. Take smaller batches",
+        ),
+        (RuntimeError(f"{IN_A_WORKER}RuntimeError: another"), None),
         (RuntimeError("another"), None),
         (PermissionError(errno.EACCES, "x"), None),
         (FileNotFoundError(errno.ENOENT, "x", "a/b"), None),

@@ -18,7 +18,7 @@ from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.config import check_each_once
-from hf_dr.files import absolute, check_apart, check_writable, expanded, write_json, write_whole
+from hf_dr.files import absolute, check_apart, check_writable, expanded, placeless, write_json, write_whole
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
 
 logger = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
 def _from_root(name: str) -> str:
     """Returns the name of a file or folder, also of a `timm:ARCHITECTURE@FILE`, from the root on, and another as it is."""
-    start, at, place = name.rpartition("@") if name.startswith("timm:") else ("", "", name)
-    return f"{start}{at}{absolute(place)}" if expanded(place).exists() else name
+    start, at, place = name.partition("@") if name.startswith("timm:") else ("", "", name)
+    return f"{start}{at}{absolute(place)}" if place and expanded(place).exists() else name
 
 
 def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
@@ -192,7 +192,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
     files = {"files_from": chosen.files_from} if chosen.files_from else {}
     dropped = {"dataloader_drop_last": True} if chosen.dataloader_drop_last else {}
     return {
-        "title": f"{name}, {chosen.student.split('@')[0]}",
+        "title": f"{name}, {placeless(chosen.student).split('@')[0]}",
         "output_dir": str(out / "comparison"),
         "objectives": ["erm", "reinforced"],
         "seeds": chosen.seeds,

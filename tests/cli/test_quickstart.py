@@ -10,6 +10,7 @@ import yaml
 
 from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
+from hf_dr.cli.quickstart import QuickstartArguments, _comparison
 from hf_dr.cli.yaml_files import read_yaml
 from hf_dr.store.configs import find_config
 from hf_dr.store.provenance import Provenance
@@ -174,15 +175,24 @@ def test_it_goes_on_from_another_folder(recorded, photos, tmp_path, monkeypatch)
     ran, *_ = recorded
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a@b").touch()
     monkeypatch.chdir(tmp_path)
     more = ["--files_from", "photos", "--teacher"]
-    assert quickstart("photos", "out", *more, "weights") == 0
+    assert quickstart("photos", "out", *more, "timm:test_vit@weights/a@b") == 0
     ran.clear()
     monkeypatch.chdir(tmp_path / "photos")
     more[1] = "."
-    assert quickstart("../photos", "../out", *more, "../weights/") == 0
+    assert quickstart("../photos", "../out", *more, "timm:test_vit@../weights/a@b") == 0
     assert ran == []
     assert yaml.safe_load((tmp_path / "out" / "compare.yaml").read_text())["output_dir"] == f"{tmp_path}/out/comparison"
+
+
+def test_the_title_of_the_report_tells_no_path_of_this_machine(recorded, tmp_path):
+    (tmp_path / "weights").mkdir()
+    for student, named in ((str(tmp_path / "weights"), "weights"), (f"timm:test_vit@{tmp_path}/w", "timm:test_vit")):
+        settings = _comparison("photos", QuickstartArguments(student=student), recorded[2], tmp_path)
+        assert settings["train"]["student"] == student
+        assert settings["title"] == f"photos, {named}"
 
 
 @pytest.mark.usefixtures("recorded")

@@ -41,7 +41,7 @@ def check_all_read(folder: Path) -> None:
     if not isinstance(builder, ImageFolder | Text):
         return
     read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
-    unnamed = sorted(file for file in read if file.encode(errors="replace") != os.fsencode(file))
+    unnamed = sorted(file for file in read if file.encode(errors="replace") != file.encode(errors="surrogatepass"))
     if unnamed:  # Arrow's texts are UTF-8, and `datasets` would fail without naming the file
         raise DataError(
             f"the names of files and folders must be UTF-8, but that of {unnamed[0]!a} is not ({len(unnamed)} such files). "

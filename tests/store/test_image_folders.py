@@ -155,6 +155,12 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path):
         load_base(place)
 
 
+def test_where_the_system_writes_names_otherwise_all_are_read(tmp_path, monkeypatch):
+    place = photos(tmp_path, "a/ä.jpg", "b/2.jpg")
+    monkeypatch.setattr(os, "fsencode", lambda name: os.fspath(name).encode("latin-1", "replace"))  # as in its locale
+    assert len(load_base(place)[0]) == 2
+
+
 def test_photos_of_phones_broken_links_and_linked_folders_are_told(tmp_path, warned):
     place = photos(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
     (tmp_path / "photos" / "a" / "3.HEIC").write_bytes(b"x")

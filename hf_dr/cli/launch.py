@@ -41,7 +41,7 @@ _ADVICE = {
         "`--master_port` of torchrun), and on several nodes name the first one's address (`--main_process_ip`, "
         "`--master_addr`), and the network that all share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."
     ),
-    r".*(out of memory|can't allocate memory)": (
+    r".*(out of memory|can't allocate memory|not enough memory)": (
         "Take smaller batches, in a training by a larger `gradient_accumulation_steps`, and run the same command again; what "
         "is finished is kept."
     ),

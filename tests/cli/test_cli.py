@@ -237,6 +237,10 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             "The client socket has timed out after 60000ms while trying to connect to (a1, 29500). The processes of this",
         ),
         (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+            "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes. Take smaller batches",
+        ),
+        (
             RuntimeError(f"{IN_A_WORKER}RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
             "DefaultCPUAllocator: can't allocate memory: you tried. Take smaller batches",
         ),

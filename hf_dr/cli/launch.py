@@ -27,7 +27,7 @@ TERMINATED = 143
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 # What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL); where
-# those of a launch do not find each other; and of a device's memory. And what to do.
+# those of a launch do not find each other; and of memory that runs out, a device's or the machine's. And what to do.
 _ADVICE = {
     r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (
         "A worker that is killed has often used too much memory: take fewer workers or a smaller batch, and run the same "

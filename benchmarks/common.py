@@ -271,22 +271,31 @@ def earlier(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def finish(result: dict[str, Any], flags: argparse.Namespace) -> None:
-    """Adds the facts of the machine, prints the result and writes it to `--json`."""
+    """Adds the facts of the machine, prints the result and writes it to `--json`.
+
+    A file that several commands filled names all of them, and all their processors.
+    """
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(_portable(sys.argv[1:]))}".strip()
     flat = {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in result.items()}
     flat |= {
         "quick": flags.quick,
         "cpu_count": num_cores(),
-        "cpu": _cpu(),
+        "cpu": _added(result.get("cpu"), _cpu()),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "hf_dr": hf_dr.__version__,
         **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(_portable(sys.argv[1:]))}".strip(),
+        "command": _added(result.get("command"), command),
     }
     text = json.dumps(flat, indent=2)
     print(text)
     if flags.json is not None:
         flags.json.write_text(text + "\n", encoding="utf-8")
+
+
+def _added(before: str | None, new: str) -> str:
+    """What a list in one line says once it names this, too."""
+    return "; ".join(dict.fromkeys([*(before.split("; ") if before else []), new]))
 
 
 def _portable(arguments: list[str]) -> list[str]:

@@ -224,7 +224,7 @@ def in_turns(
     """Does all works in each round, so that a disturbance of the machine hits all; returns what each measures, by round.
 
     Args:
-        works: By name; every other round does them in the opposite order.
+        works: What is measured, by name; every other round does them in the opposite order.
         rounds: Those that count.
         what: Named on stderr after each round. Default: nothing is said.
         warm_up: Rounds before, in which workers start, files are opened and caches filled.

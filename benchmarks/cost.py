@@ -51,7 +51,7 @@ def costs(hours_per_view: float, price: float) -> list[str]:
 
     Args:
         hours_per_view: GPU-hours of a view of each image.
-        price: Of a GPU-hour.
+        price: Price of a GPU-hour.
     """
     cells = []
     for views in SIZES.values():

@@ -127,8 +127,8 @@ def write_repeated(
         base: A shard's rows, with the columns `image` and `label`.
         augmentation: Drawn for each view.
         num_views: V.
-        folder: Where the dataset goes.
-        rows: Of the overlay.
+        folder: Folder that the dataset is written to.
+        rows: Number of rows of the overlay.
         limit: Bytes that its columns may take as Arrow; if they would take more, it has fewer rows.
     """
     teacher, _ = common.lite0(None)

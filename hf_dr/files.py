@@ -140,7 +140,7 @@ def nearest(folder: Path) -> Path:
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """Tries whether a folder can be written to, or made, before work begins whose results it shall hold. Leaves nothing.
+    """Tries whether a folder can be made and written to, before the work begins whose results it will hold. Leaves nothing.
 
     Raises:
         ConfigError: They cannot; `setting` is what names the folder, or a file in it.
@@ -160,7 +160,7 @@ def check_apart(output_dir: str | Path, datasets: Iterable[str | None], models: 
     Names of other kinds than folders are passed over.
 
     Args:
-        output_dir: Where it writes.
+        output_dir: The folder that the command writes to.
         datasets: What it reads with all folders in it.
         models: What it reads without the folders in it.
 
@@ -245,7 +245,7 @@ def take(lock: filelock.BaseFileLock, waiting_for: str | None = None) -> None:
     Where the file system has no locks, a warning says that nothing keeps others away.
 
     Args:
-        lock: Of `file_lock`.
+        lock: What `file_lock` returned.
         waiting_for: Wait for whoever holds it; after 10 seconds a warning says for what. Default: do not wait.
 
     Raises:

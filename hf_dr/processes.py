@@ -31,9 +31,9 @@ KERNELS = (
     "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "exp2", "expm1",
     "lgamma", "log", "log10", "log1p", "log2", "reciprocal", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh",
 )  # fmt: skip
-"""Of one argument."""
+"""Functions of one argument."""
 OVER_ROWS = ("log_softmax", "logsumexp", "softmax")
-"""Of one argument and a dimension."""
+"""Functions of one argument and a dimension."""
 
 _Batch = TypeVar("_Batch")
 _Asked = TypeVar("_Asked")

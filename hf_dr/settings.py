@@ -24,6 +24,18 @@ from hf_dr.errors import ConfigError
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs"}
 """What people type, and the setting that it means."""
 
+# Help texts of flags that several commands have.
+IMAGE_COLUMN_HELP = "Column of the images. Default: the only Image column."
+LABEL_COLUMN_HELP = "Column of the labels. Default: `label`, else the only ClassLabel column."
+MODEL_ARGS_HELP = "JSON with arguments of timm.create_model, for an architecture of timm."
+TEACHER_HELP = (
+    "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers folder, "
+    "timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
+)
+TEACHER_CLASSES_HELP = (
+    "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or imagenet-r, or a "
+    "JSON file with the teacher's index (or name) for each class of the dataset."
+)
 FILES_FROM_HELP = (
     "Folders outside the dataset whose files its cells may name. Only for a dataset of your own: what it names is read, and "
     'copied into a "+" dataset that is made of it. Default: only files that belong to the dataset itself are read.'
@@ -40,7 +52,7 @@ def flag(help: str, *, default: Any = MISSING, **metadata: Any) -> Any:
     """Returns a field of a dataclass of settings, which is a flag of a command.
 
     Args:
-        help: Of the flag.
+        help: The flag's help text.
         default: Its value if it is not given; a list is copied for each object. By default it must be given.
         **metadata: Its `type`, `choices` and `metavar`, where it has such.
     """
@@ -134,7 +146,7 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected
     """Refuses an object of another class as an argument, before it fails somewhere within.
 
     Args:
-        name: Of the argument.
+        name: The argument's name.
         value: What was given.
         kind: The classes that it may be of.
         expected: What that is, in words.

@@ -90,9 +90,9 @@ def without_secrets(text: str) -> str:
 
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Of progress that no terminal shows."""
+"""Time between lines about progress that no terminal shows."""
 SECONDS_BEFORE_BAR = 2.0
-"""That a step which is mostly short must take to have a bar."""
+"""Time after which a step that is mostly short shows a bar."""
 MAX_TEXT = 2000
 """Characters of a text of others that are shown; a longer one is cut."""
 _JOINERS = "\u200c\u200d"  # not printable by Python's rules, but parts of words and of pictograms
@@ -188,10 +188,10 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     """Returns tqdm's bar, or a line now and then where no terminal shows it.
 
     Args:
-        *arguments: Of tqdm.
+        *arguments: Arguments of `tqdm`.
         show: Whether this process shows it. TQDM_DISABLE and HF_DATASETS_DISABLE_PROGRESS_BARS hide it in any case.
-        **settings: Of tqdm. A bar that does not stay (`leave=False`) is of a step that is mostly short: it shows only if it
-            takes long.
+        **settings: Arguments of `tqdm`. A bar that does not stay (`leave=False`) is of a step that is mostly short: it shows
+            only if that takes long.
     """
     from tqdm.auto import tqdm  # here, because whoever asks for help waits for no bar
 

@@ -126,7 +126,7 @@ def _as_typed(key: str, value: Any, hint: Any, file: str) -> Any:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Returns the types of which a value may be one; what is annotated to one counts as well, for YAML alone."""
+    """Returns the types that a value may have; a type that is annotated for YAML alone counts as well."""
     if get_origin(hint) is Annotated:
         return (hint.__origin__, *hint.__metadata__)
     if get_origin(hint) in (Union, UnionType):

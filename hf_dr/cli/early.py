@@ -21,10 +21,10 @@ class Lazy:
     """Settings that extend transformers' own, which are imported when arguments are read, not when they are explained.
 
     Attributes:
-        module: Where they are.
-        name: Of the dataclass there.
+        module: The module that has them.
+        name: The name of the dataclass in that module.
         own: The dataclass of its settings that are not transformers'; needs no torch.
-        title: Over these in the help. Default: the first line of their docstring.
+        title: The title above these settings in the help. Default: the first line of their docstring.
         left_out: Those of them that the help leaves out.
     """
 

@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
     Args:
         *types: Dataclasses, for a subclass that takes them.
         examples: Command lines, one a line, for the end of the help.
-        **settings: Of argparse.
+        **settings: Arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *types: Any, examples: str = "", **settings: Any) -> None:

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 
 from hf_dr.cli.early import Lazy
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
+from hf_dr.settings import (
+    FILES_FROM_HELP,
+    IMAGE_COLUMN_HELP,
+    LABEL_COLUMN_HELP,
+    MODEL_ARGS_HELP,
+    TEACHER_CLASSES_HELP,
+    TEACHER_HELP,
+    JsonOrMapping,
+    OpsOrName,
+    Real,
+    Whole,
+    check_settings,
+    flag,
+)
 from hf_dr.teacher.names import PRECISIONS
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.names import NAMED
@@ -33,7 +46,7 @@ class PlusArguments:
     """Which configuration of a "+" dataset is meant, and where an overlay finds its images."""
 
     name: str | None = flag('Configuration of the "+" dataset, where it has several.', default=None)
-    base: str | None = flag("For an overlay: the base dataset with the images, as for reinforce.", default=None)
+    base: str | None = flag("The base dataset with the images, for an overlay; named as for reinforce.", default=None)
     base_config: str | None = flag("Configuration of the base dataset, where it has several.", default=None)
     base_revision: str | None = flag(
         "Branch, tag or commit of the base dataset. Default: the one that was reinforced.", default=None
@@ -46,15 +59,8 @@ class PlusArguments:
 class TeacherArguments:
     """Which teacher labels which views."""
 
-    teacher: list[str] = flag(
-        "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
-        "folder, timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
-    )
-    teacher_classes: str | None = flag(
-        "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
-        "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset.",
-        default=None,
-    )
+    teacher: list[str] = flag(TEACHER_HELP)
+    teacher_classes: str | None = flag(TEACHER_CLASSES_HELP, default=None)
     precision: str = flag(
         "Floating-point type in which the teacher computes.", default="fp32", choices=list(PRECISIONS)
     )
@@ -118,7 +124,7 @@ class StudentArguments:
 
     dataset: list[str] = flag(
         'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
-        "--augmentation, a base dataset, as for reinforce. It may stand first, without the flag."
+        "--augmentation, a base dataset, named as for reinforce. It may stand first, without the flag."
     )
     student: str = flag("timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune.")
     name: list[str] = flag(
@@ -127,7 +133,7 @@ class StudentArguments:
         default=[],
     )
     streaming: bool = flag("Read shard by shard instead of fetching and converting all first.", default=False)
-    base: str | None = flag("For an overlay: the base dataset with the images.", default=None)
+    base: str | None = flag("The base dataset with the images, for an overlay.", default=None)
     base_config: str | None = flag("Configuration of the base.", default=None)
     base_revision: str | None = flag(
         "Branch, tag or commit of the base. Default: the one that was reinforced.", default=None
@@ -143,9 +149,9 @@ class StudentArguments:
         default="reinforced",
         choices=["reinforced", "erm", "kd"],
     )
-    teacher: list[str] = flag("For --objective kd: as for reinforce.", default=[])
-    teacher_classes: str | None = flag("For --objective kd: as for reinforce.", default=None)
-    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
+    teacher: list[str] = flag(f"Only for --objective kd. {TEACHER_HELP}", default=[])
+    teacher_classes: str | None = flag(f"Only for --objective kd. {TEACHER_CLASSES_HELP}", default=None)
+    model_args: JsonOrMapping = flag(MODEL_ARGS_HELP, default="{}")
     eval_dataset: str | None = flag("Dataset with images and labels to evaluate on.", default=None)
     eval_config: str | None = flag("Its configuration, where it has several.", default=None)
     eval_split: str = flag("Its split.", default="test")
@@ -171,9 +177,9 @@ class StudentArguments:
     size: int | None = flag(
         'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.', default=None, type=Whole(1)
     )
-    split: str | None = flag("With --augmentation: the split. Default: train.", default=None)
-    image_column: str | None = flag("With --augmentation: as for reinforce.", default=None)
-    label_column: str | None = flag("With --augmentation: as for reinforce.", default=None)
+    split: str | None = flag("Only with --augmentation. Split of the dataset. Default: train.", default=None)
+    image_column: str | None = flag(f"Only with --augmentation. {IMAGE_COLUMN_HELP}", default=None)
+    label_column: str | None = flag(f"Only with --augmentation. {LABEL_COLUMN_HELP}", default=None)
 
     def __post_init__(self) -> None:
         check_settings(self)

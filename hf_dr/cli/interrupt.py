@@ -36,7 +36,7 @@ NOTICE_STEPS = 4
 
 
 class _Agreement:
-    """After which step several processes stop, of which perhaps one alone was told to.
+    """Agrees on the step after which several processes stop, although perhaps only one of them was told to.
 
     The first to be told writes a step that no process has reached yet into the store of their group, where all look after each
     step. A collective would not do: it must come at the same place in each process, and so at every step.

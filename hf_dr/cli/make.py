@@ -18,7 +18,7 @@ from hf_dr.cli.launch import STOPPED, start_logging
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, expanded, write_json
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
-from hf_dr.settings import FILES_FROM_HELP, Whole, flag
+from hf_dr.settings import FILES_FROM_HELP, IMAGE_COLUMN_HELP, LABEL_COLUMN_HELP, TEACHER_CLASSES_HELP, Whole, flag
 from hf_dr.teacher.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class CalibrateArguments(BaseArguments):
         default="test",
     )
     files_from: list[str] = flag(FILES_FROM_HELP, default=[])
-    image_column: str | None = flag("As for reinforce.", default=None)
-    label_column: str | None = flag("As for reinforce.", default=None)
+    image_column: str | None = flag(IMAGE_COLUMN_HELP, default=None)
+    label_column: str | None = flag(LABEL_COLUMN_HELP, default=None)
 
 
 def calibrate_command(argv: Sequence[str], prog: str) -> int:
@@ -179,7 +179,7 @@ class ExtendArguments(PlusArguments):
     add_teacher: list[str] = flag(
         "New members of the teacher, named as for reinforce. They are averaged into the stored answers.", default=[]
     )
-    teacher_classes: str | None = flag("As for reinforce.", default=None)
+    teacher_classes: str | None = flag(TEACHER_CLASSES_HELP, default=None)
     precision: str | None = flag(
         "Floating-point type in which the teacher computes. Default: that of the stored answers.",
         default=None,
@@ -239,7 +239,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument(
         "--teacher", nargs="+", help="The teacher, named as for reinforce. Default: the one that the provenance names."
     )
-    parser.add_argument("--teacher_classes", help="As for reinforce.")
+    parser.add_argument("--teacher_classes", help=TEACHER_CLASSES_HELP)
     parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
     parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
     parser.add_argument(
@@ -328,7 +328,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
 class ImportArguments:
     """Which dataset was reinforced, and how the import behaves."""
 
-    base: str = flag("The dataset that was reinforced, as for reinforce.")
+    base: str = flag("The dataset that was reinforced, named as for reinforce.")
     base_config: str | None = flag("Configuration of the base dataset, where it has several.", default=None)
     base_revision: str | None = flag("Branch, tag or commit of the base dataset on the Hub.", default=None)
     split: str = flag("Split of the base dataset.", default="train")

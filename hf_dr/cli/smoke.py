@@ -52,7 +52,7 @@ class Described:
         splits: Their rows, by name.
         images: `mode` and `format` as Pillow calls them, `width` and `height` in pixels.
         columns: `image`, or the names of the classes, or `imagenet`, for each column.
-        folder: Where the description is.
+        folder: The folder of the description.
     """
 
     dataset: str
@@ -204,7 +204,7 @@ class Rehearsal:
 
     @property
     def classes(self) -> int:
-        """Of the labels: the largest set, where there are finer and coarser ones."""
+        """Number of classes: of the largest set of labels, where there are finer and coarser ones."""
         kinds = self.described.features.values()
         return max(kind.num_classes for kind in kinds if isinstance(kind, datasets.ClassLabel))
 

@@ -18,7 +18,19 @@ from hf_dr.cli.yaml_files import own_recipes
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.files import check_apart, check_writable, expanded, write_json
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_kind, check_settings, flag
+from hf_dr.settings import (
+    FILES_FROM_HELP,
+    IMAGE_COLUMN_HELP,
+    LABEL_COLUMN_HELP,
+    MODEL_ARGS_HELP,
+    JsonOrMapping,
+    OpsOrName,
+    Real,
+    Whole,
+    check_kind,
+    check_settings,
+    flag,
+)
 from hf_dr.training.reinforced_settings import settings_without_effect
 
 if TYPE_CHECKING:
@@ -31,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEACHER_FILE = "teacher.json"
-"""In the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
+"""File in the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
 
 # Without what has no effect on a teacher, which learns from labels.
 _LEARNING = replace(TRAINING, title="How the teacher learns", left_out=settings_without_effect("erm"))
@@ -53,8 +65,8 @@ class TeachArguments:
     split: str = flag("Split that is learned.", default="train")
     revision: str | None = flag("Branch, tag or commit of the dataset on the Hub.", default=None)
     files_from: list[str] = flag(FILES_FROM_HELP, default=[], metavar="DIR")
-    image_column: str | None = flag("As for reinforce.", default=None)
-    label_column: str | None = flag("As for reinforce.", default=None)
+    image_column: str | None = flag(IMAGE_COLUMN_HELP, default=None)
+    label_column: str | None = flag(LABEL_COLUMN_HELP, default=None)
     eval_split: str | None = flag(
         "Split of held-out images. Default: test, validation or val, the first that there is; else --held_out of each "
         "class, and both parts are written to a folder in --output_dir.",
@@ -81,7 +93,7 @@ class TeachArguments:
     size: int | None = flag(
         "Side in pixels of the views of a named augmentation. Default: 224.", default=None, type=Whole(1)
     )
-    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
+    model_args: JsonOrMapping = flag(MODEL_ARGS_HELP, default="{}")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -322,7 +334,7 @@ def _folds(student: StudentArguments, output_dir: Path, num_folds: int, seed: in
 
 
 def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: int) -> StudentArguments:
-    """Returns the training that teaching is; writes the two parts of a dataset of which some images have to be held out."""
+    """Returns the training that teaching is; where images have to be held out, writes the two parts of the dataset."""
     from hf_dr.processes import on_main, process_state
 
     where: dict[str, Any] = {"split": teaching.split, "revision": teaching.revision, "files_from": teaching.files_from}

@@ -149,7 +149,7 @@ class CalibratedStudent(TemperatureFit):
     folded: bool
 
     def told(self, split: str | None, otherwise: str) -> str:
-        """Returns it for people: of which split the images are, and where the temperature is; `otherwise` is what to do."""
+        """Returns it for people, with the split of the images and the place of the temperature; `otherwise` is what to do."""
         kept = "in the weights" if self.folded else f"not in the weights: {otherwise}"
         return f"\n{self.table(f', {kept}', f' of `{split}`')}"
 
@@ -168,7 +168,7 @@ def was_calibrated(folder: Path) -> bool:
     """Whether a folder holds a calibrated student."""
     try:
         known = Student.read(folder)
-    except FormatError:  # it is written anew
+    except FormatError:  # it is written again
         return False
     return known is not None and known.calibration is not None
 

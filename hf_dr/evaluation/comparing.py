@@ -173,12 +173,12 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
     return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 
-# Settings of `hf-dr train` that shape a student, and so are told. Others may be paths of this machine, or a token.
+# Settings of `hf-dr train` that shape a student, and so are shown. Others may be paths of this machine, or a token.
 _SHAPING = ("batch_size", "learning_rate", "optim", "weight_decay", "calibrate_split")
 
 
 def _facts(config: CompareConfig, steps: int, report: Report) -> Iterator[list[str]]:
-    """Yields what the page says of data, teacher, student, training of so many steps, and evaluation."""
+    """Yields what the page says of data, teacher, student, the training of `steps` steps, and the evaluation."""
     for p in _learned_from(config.train):
         answers = f"{counted(p.num_views, 'view')} of each, {described(p.signal, p.top_k, p.num_classes)}"
         yield [

@@ -26,7 +26,7 @@ class Column(NamedTuple):
     """One column of the table.
 
     Attributes:
-        key: Of `Comparison.values`.
+        key: The name by which `Comparison.values` finds it.
         title: What the table calls it.
         scale: What the value is multiplied by.
         digits: Behind the point.
@@ -61,8 +61,8 @@ class Comparison:
 
     Attributes:
         title: What is compared.
-        runs: For each objective the same seeds.
-        report: Of all models on one set, clean and corrupted.
+        runs: The runs of each objective, all with the same seeds.
+        report: The results of all models on one set, clean and corrupted.
         facts: What was trained on what and how it was measured: names and values for the page.
         label_weight: That of the labels where a teacher's answers are learned.
     """
@@ -90,7 +90,7 @@ class Comparison:
 
     @property
     def _columns(self) -> list[Column]:
-        """Those of which there are values."""
+        """The columns that have values."""
         return [column for column in COLUMNS if column.key in self.frame]
 
     def values(self, objective: str, key: str) -> pd.Series:
@@ -145,7 +145,7 @@ class Comparison:
 
     @property
     def verdicts(self) -> list[str]:
-        """For each objective but plain training a sentence: whether these images and seeds show that it is more accurate."""
+        """A sentence about each objective but plain training: whether these images and seeds show that it is more accurate."""
         images = next(result.examples for result in self.report.results if result.hits is not None)
         told = []
         for name in self._compared:

@@ -13,7 +13,16 @@ from typing import Any
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.evaluation.sets import NAME_PATTERN, OPTIONS, PRESETS, parse_set
 from hf_dr.files import expanded
-from hf_dr.settings import FILES_FROM_HELP, Real, Whole, by_name, check_settings, flag
+from hf_dr.settings import (
+    FILES_FROM_HELP,
+    TEACHER_CLASSES_HELP,
+    TEACHER_HELP,
+    Real,
+    Whole,
+    by_name,
+    check_settings,
+    flag,
+)
 from hf_dr.teacher.names import PRECISIONS
 
 CORRUPTION_NAMES = (
@@ -110,11 +119,11 @@ class CompareConfig:
     )
     evaluate: Any = flag("Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only.")
     objectives: list[str] = flag(
-        "Which are compared.", default=["erm", "reinforced"], choices=["erm", "reinforced", "kd"]
+        "Objectives that are compared.", default=["erm", "reinforced"], choices=["erm", "reinforced", "kd"]
     )
     seeds: list[int] = flag("Seeds; each objective is trained with every one.", default=[0, 1, 2], type=Whole(0))
-    teacher: list[str] = flag("For kd: as for train.", default=[])
-    teacher_classes: str | None = flag("For kd: as for train.", default=None)
+    teacher: list[str] = flag(f"Only for kd. {TEACHER_HELP}", default=[])
+    teacher_classes: str | None = flag(f"Only for kd. {TEACHER_CLASSES_HELP}", default=None)
     pictures: list[str] = flag("PNG files to show in the report.", default=[])
     save: bool = flag('Keep the table next to the "+" dataset\'s shards and show it in its card.', default=False)
 

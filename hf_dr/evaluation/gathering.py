@@ -49,10 +49,10 @@ class Run:
     """One training: what it took, and its accuracy on the way.
 
     Attributes:
-        seconds: Of training alone, without the evaluations on the way.
-        steps: Of the optimizer.
+        seconds: Duration of the training, without the evaluations on the way.
+        steps: Number of steps of the optimizer.
         accuracy: (share of the steps, top-1) of each evaluation.
-        epochs: As the results tell them.
+        epochs: Number of epochs, as the results state it.
     """
 
     objective: str
@@ -154,9 +154,9 @@ class Finished:
     """A finished training of a student, or of a detector or segmenter on one.
 
     Attributes:
-        folder: Where it is.
+        folder: The folder of the run.
         setting: Its row: of the student, and of what it was transferred to.
-        objective: Of the student.
+        objective: The student's objective.
         seeds: The student's, and that of the detector or segmenter.
         student: All settings of the student's training.
         evaluations: A student's own last one as `WHILE_TRAINING`, and those by `hf-dr evaluate`; else one, `TRANSFERRED`.

@@ -22,7 +22,7 @@ class Result:
     """The metrics of one model on one set; on corrupted images their means over corruptions and severities.
 
     Attributes:
-        diagram: Of the clean images.
+        diagram: The reliability diagram of the clean images.
         by_corruption: Corruption -> severity -> metrics.
         hits: Whether the most probable class is the label, for each clean image; bool (examples,).
     """
@@ -66,8 +66,8 @@ class Report:
     Attributes:
         results: The metrics of each model on each set.
         settings: Those of the evaluation, in JSON types, as the next two.
-        models: By name, what is known of each model and how it takes images.
-        sets: By name, where each set is from.
+        models: What is known of each model, and how it takes images, by the model's name.
+        sets: Where each set is from, by the set's name.
     """
 
     results: list[Result]

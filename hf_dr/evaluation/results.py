@@ -89,7 +89,7 @@ class Results:
                     kept.append(run)
 
     def add_evaluation(self, path: Path) -> None:
-        """Adds the results in an evaluation's file; the trainings of which it speaks are to be there already."""
+        """Adds the results in an evaluation's file; the trainings that it names must be there already."""
         try:
             content = read_evaluation(path)
         except HfDrError as error:
@@ -130,10 +130,10 @@ class Results:
                 self.left_out[where] = "it was evaluated before, with other results. Report one of the evaluations."
 
     def _evaluations(self, folder: Path, name: str, content: dict[str, Any]) -> Evaluations | None:
-        """Where to note a checkpoint's metrics: at the run in its folder, if its weights are there; None if others are.
+        """Returns where to note a checkpoint's metrics: at the run in its folder, if its weights are there; None if others are.
 
-        Where that is relative, it is looked for in the evaluation's folder and those above it, in one of which it was named,
-        and if it has moved next to the evaluation.
+        A relative path was relative to the evaluation's folder or one above it, so it is looked for in all of these, and next
+        to the evaluation in case the folder has moved.
         """
         place = content["places"].get(name)
         weights = content["weights"][name]  # None where it was none of a folder

@@ -84,8 +84,8 @@ def run_evaluation(
     Args:
         config: What is evaluated.
         unfinished: Keeps the metrics on corrupted images, which take most of the time, should the rest be stopped.
-        sets: In place of those that `config` names.
-        loaded: By name, models that need not be loaded.
+        sets: Evaluates on these sets instead of those that `config` names.
+        loaded: Models that need not be loaded, by name.
 
     Raises:
         ConfigError: A name is unknown or stands twice, or a model's classes are not the set's.
@@ -226,7 +226,7 @@ class _Pass(torch.utils.data.Dataset):
         models: All that are evaluated.
         config: Batches, workers and the seed of the corruptions.
         label: What the progress bar and errors call the pass.
-        corruption: For images that are corrupted here.
+        corruption: The corruption to apply to the images; None leaves them as they are.
         whole: Whether the images were cropped already, so that the models' own crops leave nothing out.
     """
 

@@ -32,7 +32,7 @@ class EvaluationSet:
         revision: Branch, tag or commit on the Hub.
         note: What one must know of this copy before one compares numbers; it is said when the set is loaded.
         loaded: The dataset itself, where it was loaded already.
-        digest: Of the images and labels of one that was loaded, which have no name that tells them from others.
+        digest: A hash of the images and labels of a dataset that was given loaded, and so has no name to tell it from others.
     """
 
     name: str

@@ -33,7 +33,7 @@ def numbers(values: pd.Series) -> Numbers:
 def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
     """Returns `mean ± standard deviation` over seeds, or the value of the only one.
 
-    So many `digits` stand behind the point; `scale` multiplies the values, 100 for percent; `sign` gives a positive mean one.
+    `digits` is the number of decimal places; `scale` multiplies the values, 100 for percent; `sign` gives a positive mean a +.
     """
     found = numbers(values)
     deviation = f" ± {scale * found['std']:.{digits}f}" if "std" in found else ""

@@ -18,7 +18,7 @@ _ADVICE = "Delete it: what it holds is measured again."
 
 @dataclass
 class _Content:
-    """By the hash of all that determines them, the metrics of a model on images of one corruption."""
+    """The metrics of a model on images of one corruption, by the hash of all that determines them."""
 
     metrics: dict[str, dict[str, float]]
 

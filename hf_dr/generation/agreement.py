@@ -28,7 +28,7 @@ class Agreement:
 
     Attributes:
         num_views: N, the views that were compared.
-        hits: Of them, those whose most probable class is the label.
+        hits: The number of these views whose most probable class is the label.
         chance: Share of hits that a teacher which answers each class as often, but independently of the labels, would have:
             the sum over the classes of (share of the answers) x (share of the labels).
     """

@@ -137,7 +137,7 @@ class _StoredAnswers:
 def _checked_answers(
     batch: pa.RecordBatch, names: tuple[str, str], shape: tuple[int, ...], classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids and log-probabilities (float64) of two columns in a shape, checked to be answers over so many classes."""
+    """Returns ids and log-probabilities (float64) of two columns in a shape, checked to be answers over `classes` classes."""
     ids = _flat(batch.column(names[0])).reshape(shape)
     logprobs = _flat(batch.column(names[1])).astype(np.float64).reshape(shape)
     rows = f"rows {batch.column(schema.SOURCE_INDEX)[0]} to {batch.column(schema.SOURCE_INDEX)[-1]}"

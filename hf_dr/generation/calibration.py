@@ -50,8 +50,8 @@ def calibrate(
 
     Args:
         dataset: Images that the teacher has not learned, with labels.
-        teacher: As for `reinforce`.
-        augmentation: As for `reinforce`.
+        teacher: See `reinforce`.
+        augmentation: See `reinforce`.
         image_column: Column of the images. Default: the only Image column.
         label_column: Column of their labels. Default: `label`.
 

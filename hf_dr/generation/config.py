@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_settings, documented, flag
+from hf_dr.settings import (
+    FILES_FROM_HELP,
+    IMAGE_COLUMN_HELP,
+    Place,
+    Whole,
+    check_kind,
+    check_settings,
+    documented,
+    flag,
+)
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.views.names import AUGMENT_ON
@@ -54,7 +63,7 @@ class ReinforceConfig:
     overlay: bool = flag(
         "Leave the images and other files out, where a licence forbids copying them. Default: copy them.", default=False
     )
-    image_column: str | None = flag("Column of the images. Default: the only Image column.", default=None)
+    image_column: str | None = flag(IMAGE_COLUMN_HELP, default=None)
     label_column: str | None = flag(
         "Column of the labels, or `none`. Default: `label`, else the only ClassLabel column.", default=None
     )
@@ -172,15 +181,15 @@ class ImportConfig:
     output_dir: str = field(metadata=_METADATA["output_dir"])
     config_name: str = flag("Name under which load_dataset finds it.", default="default")
     overlay: bool = flag("Leave the images and other files out, where a licence forbids copying them.", default=False)
-    image_column: str | None = flag("As for reinforce.", default=None)
-    label_column: str | None = flag("As for reinforce.", default=None)
+    image_column: str | None = field(default=None, metadata=_METADATA["image_column"])
+    label_column: str | None = field(default=None, metadata=_METADATA["label_column"])
     order: str = flag(
         "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
         "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name.",
         default="position",
     )
     files_from: list[str] = flag(FILES_FROM_HELP, default=[])
-    shard_size: int | None = flag("Examples per file, as for reinforce.", default=None, type=Whole(1))
+    shard_size: int | None = field(default=None, metadata=_METADATA["shard_size"])
     num_workers: int | None = flag(
         "Processes that read files. Default: one for each core, if there are many files.", default=None, type=Whole(0)
     )

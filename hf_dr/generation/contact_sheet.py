@@ -69,8 +69,8 @@ def contact_sheet(
         rows: Which rows of `plus` to show. Default: `num_rows` spread evenly over it.
         num_rows: How many, if `rows` is not given; no more than there are.
         num_views: How many views of each, from the first on; no more than there are.
-        base: With a path to an overlay: see `load_reinforced`.
-        name: With a path: the configuration.
+        base: The base dataset, if `plus` is the path of an overlay; see `load_reinforced`.
+        name: The configuration, if `plus` is a path.
 
     Raises:
         ConfigError: `plus` is not one dataset whose rows can be chosen, `path` does not end in .png, a number is not positive,

@@ -28,7 +28,7 @@ from hf_dr.text import format_bytes, two_columns
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take: `num_made` views, of which the teacher is asked for `num_asked` and `num_views` are stored.
+    """What a run would take: it makes `num_made` views, asks the teacher about `num_asked`, and stores `num_views`.
 
     Seconds are per view, of one core for augmenting, of one core or GPU for the teacher; where the teacher's device augments
     (`on_device`), the core only decodes. `agreement` is that of the teacher with the labels of a few rows; None where there

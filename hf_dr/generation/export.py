@@ -82,7 +82,7 @@ def export(
         output_dir: Folder of the tar files, new or with an export that was stopped.
         shard_size: Examples in each tar file. Default: those of a shard of the "+" dataset.
         name: The configuration, where there are several.
-        base: For an overlay: the base dataset with the images, see `load_reinforced`.
+        base: The base dataset that has the images, if `plus` is an overlay; see `load_reinforced`.
 
     Returns:
         The folder.

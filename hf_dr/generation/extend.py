@@ -56,16 +56,16 @@ def extend(
     Args:
         plus: The "+" dataset, or its folder or Hub id.
         config: See `ExtendConfig`.
-        teacher: For more views: the teacher that made the stored ones, or its names. Default: loaded as the provenance names
-            it.
+        teacher: The teacher that made the stored views, or its names, where more views are made. Default: the one that the
+            provenance names.
         add_teacher: The new members, over the same classes, or their names.
-        name: With a path: the configuration.
-        base: With a path to an overlay: see `load_reinforced`.
+        name: The configuration, if `plus` is a path.
+        base: The base dataset, if `plus` is the path of an overlay; see `load_reinforced`.
 
     Raises:
         ConfigError: The dataset cannot be extended, or not in this way.
         TeacherError: The teacher is not the one that made the stored views; or the new members do not belong to it.
-        FingerprintMismatchError: For more views: other library versions than those that made the stored ones are installed.
+        FingerprintMismatchError: More views were asked for with other library versions than those that made the stored ones.
         ReplayError: The pixels of a row are not those that were reinforced.
     """
     check_config(config, ExtendConfig)

@@ -106,7 +106,7 @@ class RunFolder:
 
         Args:
             base: The base's columns that are stored.
-            lock: Of the folder, or of the part; the caller releases it, also where the run is refused.
+            lock: The lock of the folder, or of the part; the caller releases it, also where the run is refused.
             part: Which shards this run makes.
 
         Raises:

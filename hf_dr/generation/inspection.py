@@ -42,7 +42,7 @@ class Inspection:
         entropy: Mean entropy of the answers in nats, the rest of the mass spread evenly over the classes left out, or as in the
             row's tail where there is one; of drawn classes, that of the draws.
         kept_mass: Mean probability of the K kept classes together.
-        labels: None where the dataset has no labels, or every view is mixed.
+        labels: How answers and labels agree; None where the dataset has no labels, or every view is mixed.
     """
 
     provenance: Provenance
@@ -166,8 +166,8 @@ def inspect(
 
     Args:
         plus: The "+" dataset, or its folder or Hub id. Of one that was opened, all rows are read, also if some were selected.
-        name: With a path: the configuration; may be left out where there is only one.
-        revision: With a Hub id: see `load_reinforced`.
+        name: The configuration, if `plus` is a path; may be left out where there is only one.
+        revision: Branch, tag or commit, if `plus` is a Hub id; see `load_reinforced`.
 
     Raises:
         FormatError: The dataset is incomplete or does not follow the format.

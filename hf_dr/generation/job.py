@@ -57,11 +57,11 @@ def reinforce(
     on where it was.
 
     Args:
-        dataset: With an image column; any mode and size of image.
+        dataset: A dataset with an image column; the images may have any mode and size.
         teacher: Answers over the dataset's classes: a `Teacher`, or one or several names as `Teacher.from_pretrained` takes
             them, which are loaded onto the accelerator if there is one.
-        augmentation: Drawn V times for each example: an `Augmentation`; a name, of which `Augmentation.named` makes views of
-            224 pixels; or a list of ops, objects or as in YAML.
+        augmentation: Drawn V times for each example: an `Augmentation`; the name of one, for views of 224 pixels (see
+            `Augmentation.named`); or a list of ops, objects or as in YAML.
         config: See `ReinforceConfig`.
         base: How to name the base dataset in the provenance: `id`, `config`, `revision`. Default: what `dataset` knows.
 

@@ -41,7 +41,7 @@ class ViewColumns:
         columns: Name -> (N,) or (N, n), in the stored types. `views_hash` is the hash of each view alone, and `image_hash` is
             there once for each view: both become one number when a row is complete.
         valid: bool (N,), False where the image could not be decoded.
-        scores: Of candidates, float32 (N,): those with the lowest are kept. None where all views are.
+        scores: Scores of the candidates, float32 (N,): those with the lowest are kept. None where all views are kept.
         answers: The teacher's whole answers, natural log-probabilities (N, C), where they are needed for the rows' tails.
     """
 
@@ -85,7 +85,7 @@ class Reply:
 
     Attributes:
         short: Waits for the short answers.
-        scores, answers: As of `ViewColumns`.
+        scores, answers: See `ViewColumns`.
     """
 
     short: ShortAnswers
@@ -171,7 +171,7 @@ class Labeller:
         return self.teacher.answer(views_BCHW, image_hashes_B, partial(_in_whole_batches, size=_CPU_BATCH_OF_FOLD))
 
     def is_asked(self, span: Span) -> np.ndarray:
-        """Returns of which views of a span the teacher is asked, bool (N,)."""
+        """Returns which views of a span the teacher is asked about, bool (N,)."""
         return np.ones(span.stop - span.start, bool)
 
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:

@@ -13,7 +13,7 @@ from hf_dr.views.maker import ViewMaker
 from hf_dr.views.ops.base import Op, Param, Params, height_width
 from hf_dr.views.rng import view_rng
 
-# Of so many rows, so many views, enough for what is skipped half of the time; with slow ops as many as fit in the seconds.
+# Rows, and views of each: enough for what is skipped half of the time. With slow ops, as many as fit in the seconds.
 _ROWS = 16
 _VIEWS = 4
 _SECONDS = 3.0
@@ -77,7 +77,7 @@ def _checked(op: Op, drawn: Params, again: Params) -> Params:
             kept = "nothing" if stored[key] is None else stored[key]
             raise ConfigError(
                 f"`sample` of {name} must return values that {kind} holds exactly, got {drawn[key]!s:.80} for the parameter "
-                f"{key!r}, of which it keeps {kept}. Round it there (`np.{param.dtype}(x).item()`), or declare another `Param`."
+                f"{key!r}, but it keeps {kept}. Round it there (`np.{param.dtype}(x).item()`), or declare another `Param`."
             )
     return stored
 

@@ -42,14 +42,14 @@ _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run makes, of which base, and where.
+    """What a run makes, from which base, and where.
 
     Attributes:
         provenance: How the "+" dataset is made; complete but for the rows that will be skipped.
         augmentation: The ops, as the provenance describes them.
         images: The base's image column alone, undecoded.
         base: The base's columns that are stored, all its rows.
-        folder: Of the configuration; the shards go there.
+        folder: The folder of the configuration; the shards go there.
         labels: Class of each row, int64 (rows,); None where there are none.
     """
 
@@ -218,7 +218,7 @@ def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_
 
 
 def _first_split(rows: str) -> str:
-    """Returns the name of the first split of which rows are, as `datasets` names them: `train` for `train[:100]+test`."""
+    """Returns the name of the first split that rows are taken from: `train` for `train[:100]+test`."""
     return re.sub(r"[^A-Za-z0-9_.-]+.*", "", rows) or "train"
 
 

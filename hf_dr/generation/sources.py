@@ -36,9 +36,9 @@ class Timing:
     """What some spans took, for the estimate of a whole run.
 
     Attributes:
-        columns: Of the timed spans.
-        seconds_augment: For making one view, on one core; where an accelerator makes it, for decoding and drawing alone.
-        seconds_teacher: For one answer, on one core or accelerator, with all else that the accelerator does for it.
+        columns: The columns of the spans that were timed.
+        seconds_augment: Time to make one view, on one core; where an accelerator makes it, to decode and draw it only.
+        seconds_teacher: Time of one answer, on one core or accelerator, with all else that the accelerator does for it.
     """
 
     columns: list[ViewColumns]
@@ -61,9 +61,9 @@ class AnswerSource(ABC):
         workers: How many threads or processes make views for this one, or decode for the device that makes them.
 
     Attributes:
-        device: Where the teacher is.
+        device: The teacher's device.
         on_device: Whether the views are made there.
-        labeller, workers, batch_size: As they were given.
+        labeller, workers, batch_size: The arguments of these names.
         first_new: The teacher is asked for the views of each example from this number on; answers to those before are stored
             already. 0 but for an extension by more views.
     """
@@ -166,7 +166,7 @@ def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, fi
 
 
 class ThreadSource(AnswerSource):
-    """On a CPU, each thread makes and labels whole batches on one core: cores wait less than inside a convolution."""
+    """Makes and labels whole batches on a CPU, each thread on one core: cores wait less than inside a convolution."""
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; as many batches are under way as keep all threads busy."""

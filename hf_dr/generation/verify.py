@@ -65,7 +65,7 @@ class VerifyReport:
         num_shards_read: Shards whose columns were compared with the digests that they carry: all, or none where the files are
             not known, or older than format 4.
         num_unproved: Sampled rows without a `views_hash`: nothing says what the teacher saw.
-        precision: Of the teacher; it decides the bound on the largest KL.
+        precision: The teacher's precision; it decides the bound on the largest KL.
     """
 
     num_rows: int
@@ -153,9 +153,9 @@ def verify(
             several names. Default: the teacher that the provenance names, if it is on the Hub.
         ask_teacher: Whether the teacher is asked; False compares pixels only.
         num_rows: Rows to sample; no more than there are.
-        base: With a path to an overlay: see `load_reinforced`.
-        name: With a path: the configuration.
-        seed: Of the sample.
+        base: The base dataset, if `plus` is the path of an overlay; see `load_reinforced`.
+        name: The configuration, if `plus` is a path.
+        seed: Seed of the sample.
         batch_size: Views in a batch of the teacher.
         device: Make the views there, as a training does with `augment_on="device"`. Default: Pillow makes them.
 

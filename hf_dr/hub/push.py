@@ -61,7 +61,7 @@ def push_to_hub(
         folder: The folder of the "+" dataset.
         repo_id: `owner/name`; it is created if it does not exist.
         configs: Which configurations. Default: all in the folder, which must all be finished.
-        private: For a new repository: whether it is private. Default: as the owner's settings say. True is refused for one that
+        private: Whether a new repository is private. Default: what the owner's settings say. True is refused for one that
             is public.
         revision: Branch to push to; it is created if it does not exist. Default: `main`.
         create_pr: Push to a pull request (a draft) instead. Run again, the same one is used.
@@ -117,7 +117,7 @@ class _Configs:
     replaced: set[str] = field(default_factory=set)
 
     def card(self, remote: str | None) -> str:
-        """Returns the text that the card shall have, made of the one that is there, or else of the folder's."""
+        """Returns the text of the new card, made from the one that is there, or else from the folder's."""
         local = read_card(self.folder / CARD_FILE)
         if local is not None:
             local = keep_configs(local, self.configs)  # the card names no configuration before its data is there

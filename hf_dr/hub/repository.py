@@ -52,7 +52,7 @@ class Push:
         deleted: Paths that were there for an earlier version of the same configurations.
         card: The text of README.md.
         commit: The commit that has all of it; None for a dry run.
-        url: Where to look at it.
+        url: The address at which people can look at it.
         sent: How many files changed with the commit, the card and deleted ones included; 0 where all was there already.
     """
 
@@ -225,7 +225,7 @@ class _Content:
     check: Callable[[Repository, Remote], None]
 
     def read(self, *, missing_ok: bool = False) -> tuple[Remote, str]:
-        """Returns what stands there, checked, and the text that README.md shall have, merged with the text that it has."""
+        """Returns what is there, checked, and the new text of README.md, merged with the present one."""
         remote = self.repository.remote(missing_ok=missing_ok)
         self.check(self.repository, remote)
         return remote, self.card(self.repository.card(remote))
@@ -261,9 +261,9 @@ def publish(
     """Brings files and a card into a repository with one commit; every process of a launch calls it.
 
     Args:
-        repository: Where to.
+        repository: The repository to push to.
         files: Path in the repository -> local file.
-        card: The text of the card that is there, or None -> the text that shall stand there.
+        card: Makes the new text of the card from the present one, or from None.
         private, create_pr, tags, dry_run: See `push_to_hub`.
         message: The commit's, and the pull request's title.
         stale: Whether a path that stands there and is not in `files` is deleted.

@@ -77,7 +77,7 @@ def wait(attempt: int) -> None:
 
 
 def ask(call: Callable[[], _Result], what: str) -> _Result:
-    """As `with_retries`, for calls that do nothing but ask the Hub: an answer that makes no sense is one that did not come.
+    """Same as `with_retries`, for calls that only ask the Hub: an answer that makes no sense counts as none.
 
     Raises:
         HubError: See `with_retries`; or the file or folder that is asked for is not there.

@@ -37,13 +37,13 @@ class AugmentedDataset(MappedReinforcedData):
     `teacher_*` that are zeros. `dataset[i]` is the view of this epoch (see `set_epoch`), a function of (seed, epoch, row).
 
     Args:
-        base: With an image column and a label column.
+        base: A dataset with an image column and a label column.
         augmentation: Draws the views. It does not mix: a view has one label. The trainer can (`mixup_alpha`, `cutmix_alpha`).
         image_column: Column of the images.
         label_column: Column of the labels: a ClassLabel, or numbers from 0.
         described: What names the dataset: `id`, `config`, `revision`, as `load_base` returns it.
         split: The split that it is.
-        seed: Of the views.
+        seed: Seed of the views.
 
     Attributes:
         images: The image column of the base, undecoded.
@@ -110,7 +110,7 @@ class AugmentedDataset(MappedReinforcedData):
 
     @property
     def fingerprint(self) -> str:
-        """Of all that determines the views, the seed included."""
+        """Hash of all that determines the views, the seed included."""
         return self._fingerprint
 
     @property

@@ -320,8 +320,9 @@ class StoredPairs(Generic[_Made]):
     """What the stored views of a batch are mixed of; what the two rows of a pair share is made once.
 
     Args:
-        data: Where they are stored.
-        make: From a slot, the parameters of a view of its image, and what that is (`row` or `the partner of row`, slot, view).
+        data: The dataset that stores them.
+        make: Makes the image of a view from its slot, its parameters, and what it is: (`row` or `the partner of row`, slot,
+            view).
     """
 
     def __init__(self, data: ReinforcedDataset, make: Callable[[int, Params, tuple[str, int, int]], _Made]) -> None:

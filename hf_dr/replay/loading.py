@@ -101,22 +101,22 @@ def load_reinforced(
         streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`). Several then take turns: an
             epoch shows views of one of them.
         split: Its split; default: the one that was reinforced.
-        base: For an overlay (no images of its own): the base dataset, or its Hub id or path. Its images are found by their
-            pixels where they are in another order or other files: that decodes each once, and is kept for later runs. With
-            `streaming`, a name means that its Parquet files are read where their rows are needed, which must be in order
+        base: The base dataset of an overlay (which has no images of its own), or its Hub id or path. Its images are found by
+            their pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
+            With `streaming`, a name means that its Parquet files are read where their rows are needed, which must be in order
             and hold the images themselves.
-        base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
-        base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
-        files_from: With the name of a base: folders whose files its cells may name, next to its own.
-        unreinforced: Also give the rows that have no stored views (those of an overlay's base beyond `max_examples`, those that
+        base_config: Configuration of a base that is given by name. Default: the one that was reinforced, if it is that base.
+        base_revision: Branch, tag or commit of a base that is given by name. Default: likewise.
+        files_from: Folders, next to its own, whose files the cells of a base that is given by name may name.
+        unreinforced: Also include the rows without stored views (those of an overlay's base beyond `max_examples`, those that
             could not be decoded then but can now), after the others, as newly drawn views with their label.
         columns: Columns of the "+" dataset, the base's own ones, to give in each item as well.
         revision: Branch, tag or commit on the Hub.
         num_views: Use only the first `num_views` of the V stored views.
-        seed: Of the order in which views are replayed.
+        seed: Seed of the order in which views are replayed.
         check_images: Refuse an image whose pixels are not those that were reinforced. Each image is checked the first
             time a process decodes it; and before a training the pixels of some rows' views.
-        shuffled_shards: With `streaming`: how many shards are read and shuffled together.
+        shuffled_shards: The number of shards that `streaming` reads and shuffles together.
 
     Raises:
         FormatError: The dataset is incomplete or does not follow the format.

@@ -50,7 +50,7 @@ def collate_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Makes a batch of rows, as PyTorch's `default_collate` does.
 
     Raises:
-        DataError: A column has cells of which no batch can be made.
+        DataError: A column has cells that cannot be made into a batch.
     """
     try:
         batch: dict[str, Any] = default_collate(list(rows))

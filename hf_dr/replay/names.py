@@ -4,4 +4,4 @@ VIEW_ORDERS = ("all", "random", "easy_first", "hard_first")
 BY_DIFFICULTY = VIEW_ORDERS[2:]
 
 DIFFICULTIES = ("entropy", "cross_entropy")
-"""By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""
+"""What views are ranked by: the entropy of the stored answer, or its cross-entropy to the label."""

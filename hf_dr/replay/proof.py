@@ -25,8 +25,8 @@ OnDevice = tuple[DeviceAugmentation, torch.device]
 """What makes views in place of Pillow, and where."""
 
 _AT_ONCE = 64  # views of a row on the device; some thousand may be stored
-# What a training checks: rows that have so many views together, which takes less than a second; and no row of more than the
-# second number, which would take longer.
+# A training checks rows that have the first number of views together, which takes less than a second, and no row with more
+# views than the second number, which would take longer.
 _CHECKED_VIEWS = 64
 _MOST_VIEWS = 512
 

@@ -58,7 +58,7 @@ class Origin:
     """Where training data comes from, as far as training and its model card need to know.
 
     Attributes:
-        fingerprint: Of all that determines the data; those of several "+" datasets one after the other.
+        fingerprint: Hash of all that determines the data; of several "+" datasets, their fingerprints one after the other.
         base: What names the base dataset: `id`, `config`, `revision`, where they are known.
         num_examples: Rows of the base.
         image_column: Column of the base that holds the images.
@@ -129,11 +129,11 @@ class ReinforcedData(ABC):
     """Data that a student learns from.
 
     Attributes:
-        origin: Where it comes from.
-        augmentations: Of each "+" dataset in it.
+        origin: The dataset, teachers and settings that it comes from.
+        augmentations: The augmentation of each "+" dataset in it.
         num_views: The views of each row.
         top_k: K, the classes that are kept of each answer.
-        seed: Of the order in which views are replayed.
+        seed: Seed of the order in which views are replayed.
     """
 
     origin: Origin

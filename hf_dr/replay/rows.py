@@ -32,7 +32,7 @@ class Rows:
         source: The row of the base for each row of `plus`, int64 (plus,).
         by_source: The rows of `plus` by rising row of the base, int64 (plus,); None where both count alike, as in every
             untouched "+" dataset.
-        places: Where among the images that of each slot is, int64 (plus + others,).
+        places: The place of each slot's image among the images, int64 (plus + others,).
         labels: The labels of the others, int64 (others,).
         overlay: Whether the images are those of a base.
     """

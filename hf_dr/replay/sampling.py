@@ -90,17 +90,17 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
 
     Args:
         dataset: What is sampled.
-        seed: Of the order.
+        seed: Seed of the order.
         view_order: `all`: over V epochs each row shows each of its views once, in an order of its own; `random`: any view at
             any time; `easy_first`, `hard_first`: over the whole training the views of a row come by their difficulty (see
             `MappedReinforcedData.scheduled_ranks`), the easiest first or the hardest. The last two cannot mix.
         view_difficulty: What is difficult: `entropy` of the stored answer, or `cross_entropy` of it to the label.
-        num_epochs: Of the whole training; needed where views come by their difficulty.
+        num_epochs: Epochs of the whole training; needed where views come by their difficulty.
         reinforced_probability: Share of samples that replay a stored view; the others are newly drawn and have a label
             only.
         num_replicas: The processes that train together, where nothing else shares out the batches. accelerate and
             `ReinforcedTrainer` do: leave it out there.
-        rank: Of this process, from 0 to `num_replicas` - 1.
+        rank: Number of this process, from 0 to `num_replicas` - 1.
 
     Raises:
         ConfigError: A setting is impossible, or does not fit the data.

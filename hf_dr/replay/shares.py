@@ -17,7 +17,7 @@ _Count = Annotated[int, Field(ge=1, le=1 << 20)]
 class Shares:
     """How rows are shared out: a stretch of them to each process, and to each of its loader's workers one of its batches.
 
-    A loader takes the batches of its workers in turn, so it is known which rows a process has seen after so many of them.
+    A loader takes the batches of its workers in turn, so the number of batches tells which rows a process has seen.
 
     Attributes:
         world_size: Processes.
@@ -35,7 +35,7 @@ class Shares:
     batches: Annotated[int, Field(ge=0, le=1 << 40)] = 0
 
     def of_process(self, rows: int, rank: int) -> range:
-        """Returns the share of a process in so many rows."""
+        """Returns the share of a process in `rows` rows."""
         start = rank * rows // self.world_size
         if not self.even:
             return range(start, (rank + 1) * rows // self.world_size)
@@ -56,7 +56,7 @@ class Shares:
         return share[own[0] * self.batch_size : (own[-1] + 1) * self.batch_size]
 
     def unseen(self, rows: int) -> np.ndarray:
-        """Returns those of so many rows, int64, that no process has seen."""
+        """Returns which of `rows` rows no process has seen, int64."""
         seen = np.zeros(rows, bool)
         for rank in range(self.world_size):
             share = self.of_process(rows, rank)
@@ -90,22 +90,22 @@ class Progress:
     stretches: list[Shares]
 
     def after(self, shares: Shares, batches: int) -> Progress:
-        """Returns the progress after so many more batches of each process."""
+        """Returns the progress after `batches` more batches of each process."""
         earlier, last = self._going_on(shares)
         return replace(self, stretches=[*earlier, replace(last, batches=last.batches + batches)])
 
     def unseen(self, rows: int) -> np.ndarray:
-        """Returns the places of an epoch of so many rows, int64, that no process has seen."""
+        """Returns the places in an epoch of `rows` rows that no process has seen, int64."""
         places = np.arange(rows)
         for stretch in self.stretches:
             places = places[stretch.unseen(len(places))]
         return places
 
     def left(self, rows: int, rank: int, worker: int, shares: Shares) -> np.ndarray:
-        """Returns the places of an epoch of so many rows, int64, that are left to a worker of a process's new loader.
+        """Returns the places in an epoch of `rows` rows that are left to a worker of a process's new loader, int64.
 
-        By the last division again they are what its processes had not seen yet, in the same batches; by another one the unseen
-        rows are shared out again.
+        If the division is the last one again, they are what its processes had not seen yet, in the same batches; otherwise the
+        unseen rows are shared out again.
         """
         earlier, last = self._going_on(shares)
         places = replace(self, stretches=earlier).unseen(rows)

@@ -34,7 +34,7 @@ class StreamedShards:
 
     Args:
         files: Path or `hf://` address of every shard, in order.
-        base: Of an overlay: loaded, or its Parquet files.
+        base: The base dataset of an overlay: loaded, or its Parquet files.
         **settings: Further settings of `ReinforcedDataset`.
 
     Attributes:

@@ -156,11 +156,11 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         return self._copy(_rank=int(rank), _shares=Shares(int(world_size), 1, int(batch_size), bool(even)))
 
     def progress(self, batches: int, *, num_workers: int = 0) -> dict[str, Any]:
-        """Returns, in JSON types, how far this epoch is when each process has seen so many batches since it began to iterate.
+        """Returns how far this epoch is when each process has seen `batches` batches since it began to iterate, in JSON types.
 
         Args:
-            batches: Of the `batch_size` that `split_by_node` was given, from a DataLoader that keeps their order (`in_order`).
-            num_workers: Of each process's DataLoader.
+            batches: Number of batches, of the `batch_size` given to `split_by_node`, from a DataLoader with `in_order`.
+            num_workers: Number of workers of each process's DataLoader.
 
         Raises:
             ConfigError: A number is impossible, or this is not one process's share.
@@ -178,9 +178,9 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     def resumed(self, progress: dict[str, Any]) -> Self:
         """Returns this dataset in the epoch that was left, which goes on there: what was seen then is not seen again.
 
-        Shards of which all rows were seen are not read again, and no image of a seen row is decoded. By as many processes and
-        workers and the same `batch_size` the epoch goes on with the same batches in the same order; by others the rows that
-        nobody has seen are shared out again. All other epochs are whole.
+        Shards whose rows were all seen are not read again, and no image of a seen row is decoded. With the same numbers of
+        processes and workers and the same `batch_size` the epoch goes on with the same batches in the same order; with others
+        the rows that nobody has seen are shared out again. All other epochs are whole.
 
         Args:
             progress: What `progress` returned, the same for all processes.

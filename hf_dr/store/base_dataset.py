@@ -121,7 +121,7 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
     There are none where it does not consist of such files. The arguments are those of `load_base`.
 
     Raises:
-        ConfigError: As of `load_base`.
+        ConfigError: See `load_base`.
         DataError: It cannot be found, or has no such split.
     """
     path = absolute(name)
@@ -210,7 +210,7 @@ def load_parquet(
     """Opens Parquet files as one split; their names are taken as they are, not as patterns.
 
     Args:
-        files: In the order of their rows.
+        files: The files, in the order of their rows.
         split: Name of the split that they are.
         part: What of it is returned: all, or a slice such as `train[:1000]`.
         version: Distinguishes contents that the files had at different times: `datasets` keeps what it has converted by the

@@ -137,7 +137,8 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig], *, name
 
     Args:
         existing: The card as it is; None where there is none.
-        configs: By name. A planned one gives a section without what only a run can tell, and no metadata of files.
+        configs: The configurations, by name. A planned one gives a section without what only a run can tell, and no metadata
+            of files.
         name: Hub id of the dataset or its folder's name, as it stands in the code to copy.
 
     Raises:
@@ -223,7 +224,7 @@ def size_category(num_rows: int) -> str:
 
 
 def _metadata(configs: Mapping[str, CardConfig], data: Data) -> Data:
-    """Returns the generated keys with what they shall hold, merged with what the card has."""
+    """Returns the generated keys with their new values, merged with what the card has."""
     bases = [config.provenance.base for config in configs.values()]
     finished = {name: config for name, config in configs.items() if not config.is_planned}
     tags, sources = _texts(data, _TAGS), _texts(data, _SOURCES)

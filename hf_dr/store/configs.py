@@ -53,7 +53,7 @@ def config_names(folder: Path) -> list[str]:
 
 
 def read_config_names(files: Collection[str], where: str) -> list[str]:
-    """As `config_names`, by the paths of the files in a folder or repository, which messages call `where`."""
+    """Same as `config_names`, from the paths of the files in a folder or repository, which messages call `where`."""
     if _is_export(files, ""):
         raise FormatError(
             f'a "+" dataset must be in Parquet files, found the tar files of `hf-dr export` in {where}. Name the "+" dataset '

@@ -21,7 +21,7 @@ from hf_dr.errors import FormatError
 from hf_dr.text import format_bytes
 
 MAX_BYTES = 16 << 20
-"""Of a JSON file. Ten million skipped rows fit in; each byte takes up to twenty in memory."""
+"""Largest size of a JSON file. Ten million skipped rows fit in; each byte takes up to twenty in memory."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Kind = TypeVar("_Kind")

@@ -107,7 +107,7 @@ def check_dataset(
 def labelled_columns(
     dataset: datasets.Dataset, needs: str, name: str, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str]:
-    """As `check_dataset`, of a dataset that must have labels; what `needs` them, and its `name`, are for the message."""
+    """Same as `check_dataset`, for a dataset that must have labels; what `needs` them, and its `name`, are for the message."""
     image_column, label_column = check_dataset(dataset, image_column, label_column)
     if label_column is None:
         raise ConfigError(f"{needs} labels, found none in {name}. {label_advice(dataset, image_column)}")
@@ -118,9 +118,9 @@ def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Na
     """Returns what to do about a dataset without labels: for a folder of images, what kept `datasets` from making them.
 
     Args:
-        dataset: As it was loaded.
+        dataset: The dataset as `load_dataset` returned it.
         image_column: The column of the images.
-        advice: For other datasets.
+        advice: What the user of another dataset should do.
     """
     if dataset.info.builder_name != "imagefolder" or "label" in dataset.column_names:
         return advice
@@ -168,7 +168,7 @@ def class_numbers(
     """Returns a column of labels as class numbers, int64 (rows,); each row must have one of the classes.
 
     Args:
-        labels: As they are stored.
+        labels: The labels as they are stored.
         num_classes: How many classes there are; None where nobody knows.
         name: What the labels are called in messages.
         advice: What to do about rows without one of the classes.

@@ -135,7 +135,7 @@ def check_own_files(
     """Refuses a dataset with a cell that names a file which does not belong to it.
 
     Args:
-        dataset: As it was loaded.
+        dataset: The dataset as `load_dataset` returned it.
         name: How the user calls it, for the message.
         folder: The folder that it was loaded from.
         repo_id: The Hub repository that it was loaded from.

@@ -126,7 +126,7 @@ class Provenance:
         on_bad_image: `error` or `skip`.
         base: Identity of the base dataset: `id`, `config`, `revision`, `content_hash`.
         teacher: `Teacher.provenance()`.
-        library_versions: Of the libraries that decide pixels and answers.
+        library_versions: Versions of the libraries that decide pixels and answers.
         skipped_rows: Rows whose image could not be decoded.
         created_with: Version of hf_dr.
         candidates: `num` views were drawn of each example, and the best `num_views` by the criterion `keep` (one of `KEEP`)

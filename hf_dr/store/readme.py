@@ -149,7 +149,7 @@ def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any],
     """Replaces generated parts by name, and puts in new ones.
 
     Args:
-        body: Of a README.
+        body: The text of a README after its YAML.
         parts: Name (one or two words) -> text, in which `<!--` is escaped: no comment from data can end the part.
         rank: Sorts names; a new part comes after the last one of lower rank, else before the first one.
         newline: Line end of what is written.

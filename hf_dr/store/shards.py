@@ -47,7 +47,7 @@ class ShardMarker:
     num_rows: int
     file_bytes: int
     digests: dict[str, str] | None = None
-    """Of each column (`hf_dr.store.digests`); None in formats 1 to 3, which have none."""
+    """Digest of each column (`hf_dr.store.digests`); None in formats 1 to 3, which have none."""
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray, bounds: tuple[f
     slope changes its sign is replaced by halving it.
 
     Args:
-        logits_BC: Of images that the model was not trained on, floating point.
+        logits_BC: Logits of images that the model was not trained on, floating point.
         labels_B: Their classes, 0 to C - 1.
         bounds: The least and the greatest temperature that may be returned, below and above 1. Default: `TEMPERATURES`.
 
@@ -34,7 +34,7 @@ def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray, bounds: tuple[f
     own_B = np.take_along_axis(shifted_BC, labels_B[:, None], axis=-1)[:, 0]
     low, high = (1 / temperature for temperature in reversed(bounds or TEMPERATURES))
     inverse = 1.0
-    for _ in range(60):  # so many halvings are as exact as float64; Newton's steps are about six
+    for _ in range(60):  # this many halvings are as exact as float64; Newton's steps are about six
         weights_BC = np.exp(inverse * shifted_BC)
         weights_BC /= weights_BC.sum(axis=-1, keepdims=True)
         mean_B = (weights_BC * shifted_BC).sum(axis=-1)

@@ -48,13 +48,14 @@ class Teacher:
     """An ensemble of classifiers over the same classes; probabilities are averaged in float32.
 
     Args:
-        members: At least one; no two with the same weights, all with the same classes. Those of another teacher are shared with
-            it, and are moved to this one's `device`: on another, the other teacher cannot answer any more.
-        device: Where the members live. Default: the accelerator if there is one, which the log says.
+        members: The classifiers: at least one, no two with the same weights, all with the same classes. Those of another
+            teacher are shared with it, and are moved to this one's `device`: on another, the other teacher cannot answer any
+            more.
+        device: The members' device. Default: the accelerator if there is one, which the log says.
         precision: `fp32`, or `bf16` / `fp16` under autocast.
         channels_last: Memory format of weights and views; convolutions are often faster with it.
         compile: Whether to `torch.compile` the members.
-        classes: For a dataset that has only a subset of the teacher's classes: for each class of the dataset, its index
+        classes: The dataset's classes, if it has only a subset of the teacher's: for each class of the dataset, its index
             among the teacher's, or its name. Of several members, one that has exactly that many classes already is left as it
             is, unless these are names and it knows some, or they are the numbers of its own classes in another order.
         temperature: T, by which the averaged log-probabilities are divided (and renormalised): the calibration of the
@@ -161,7 +162,7 @@ class Teacher:
             processor: The image processor of a model of transformers.
             class_names: The names of its classes, in their order. Default: those in the configuration of a model of
                 transformers, if it has some.
-            license: Of the weights, for the card.
+            license: The licence of the weights, for the card.
 
         Raises:
             ConfigError: An argument is of another kind, or nothing tells how the model takes images.
@@ -230,7 +231,7 @@ class Teacher:
         """Labels views, each by the members that have not seen its image; see `__call__`.
 
         Args:
-            views_BCHW: As for `__call__`.
+            views_BCHW: See `__call__`.
             image_hashes_B: Pixel hash of each view's image, uint64. Of a mixed view this is its own image, not the partner's.
             ask: Asks an ensemble about some of the views. Default: calls it.
         """

@@ -21,7 +21,7 @@ from hf_dr.files import expanded
 CONFIG_KEY = "hf_dr_left_out"
 """Key of a model's config.json under which a `Fold` stands, in JSON types."""
 FOLDS_FILE = "folds.json"
-"""In a folder of teachers: `num_folds`, k, and `images`. The teachers are in its folders `fold-0` to `fold-(k - 1)`."""
+"""File in a folder of teachers: `num_folds`, k, and `images`. The teachers are in its folders `fold-0` to `fold-(k - 1)`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Fold:
     """The images that were left out of a training: those of one fold of a dataset.
 
     Attributes:
-        number: From 0 to `of` - 1.
+        number: Number of the fold, from 0 to `of` - 1.
         of: k, the folds.
         images: Digest of the dataset's images (`hf_dr.replay.join.pixels_digest`).
     """

@@ -36,7 +36,7 @@ ONE_CLASS = "single_label_classification"
 # The share of the resized side that a centre crop may keep.
 _CROPS = (0.05, 2)
 _Names = tuple[tuple[str, ...], ...]
-"""For each class the names by which it is known."""
+"""The names by which each class is known."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def member_of(
     except (RuntimeError, TypeError) as error:
         raise TeacherError(
             f"the model {name!r} must be one that can be copied, because the teacher has a copy of it, but: "
-            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Build it anew, load its weights, and give it before it "
-            "is called: what it keeps of a call may hold gradients."
+            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Build it again, load its weights, and give it before "
+            "it is called: what it keeps of a call may hold gradients."
         ) from error
     shape = _shape_of_answer(copied, preprocessing, name)
     if not shape:  # one number for all
@@ -272,7 +272,7 @@ def _as_tuple(values: Any) -> Any:
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
-    """Returns the logits of what a classifier returns: a tensor, or several values of which they are the first or so named."""
+    """Returns the logits in what a classifier returns: a tensor, or several values, the first of them or the one named so."""
     logits = getattr(outputs, "logits", outputs)
     return logits if isinstance(logits, torch.Tensor) else logits[0]
 

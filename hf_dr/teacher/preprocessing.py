@@ -129,7 +129,7 @@ def evaluation_augmentation(
 
 
 def before_crop(side: int, crop: float) -> int:
-    """Returns the side of which a centre crop keeps the share `crop`, and `side` pixels."""
+    """Returns the side to resize to, so that a centre crop that keeps the share `crop` has `side` pixels."""
     # Rounded downwards, as timm and transformers do; a share that came from whole pixels may miss them by float64's rounding.
     return int(side / crop + 1e-6)
 

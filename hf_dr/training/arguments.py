@@ -48,7 +48,7 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
     )
 
     def check(self) -> None:
-        """As the parent's; and the learning rate must rise where and as long as `warmup_epochs` says, and nothing else."""
+        """Same as the parent's; and if `warmup_epochs` is given, no other setting may say how long the learning rate rises."""
         super().check()
         if not self.warmup_epochs:
             return

@@ -37,7 +37,7 @@ class Calibration:
     Attributes:
         temperature: What the logits are divided by; above 1 the model was too sure of itself.
         ema_temperature: That of the averaged weights; None without any.
-        logits: Of the images before, float32 (B, C).
+        logits: Logits of the images before the calibration, float32 (B, C).
         labels: Their classes, int64 (B,).
         trained: The weights that have taken the temperature in, those of the average as well, with what they were before.
     """
@@ -159,7 +159,7 @@ def _answers(trainer: ResumableTrainer, images: Any) -> tuple[np.ndarray, np.nda
 
 
 def check_whole(trainer: Any, setting: str) -> None:
-    """Refuses a setting for a model of which no process has all weights."""
+    """Refuses a setting for a model whose weights no process has whole."""
     if weights_are_sharded(trainer):
         raise ConfigError(
             f"`{setting}` needs all weights in each process, but they are sharded (FSDP, DeepSpeed). Leave it out."
@@ -184,7 +184,7 @@ def check_sample(labels: np.ndarray, tested: np.ndarray) -> None:
 
 
 def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where: str) -> None:
-    """Refuses to calibrate by images of which more than 1 in 100 are also tested; fewer may be twins that a dataset has.
+    """Refuses to calibrate by images if more than 1 in 100 of them are also tested; fewer may be twins in the dataset.
 
     Both datasets are undecoded, of one column; `where` says what the tested images are, for the message.
     """

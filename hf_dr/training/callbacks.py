@@ -78,7 +78,7 @@ def check_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | Non
 
 
 class _Average(ModelEmaV3):
-    """As timm's, but weights with several names, which a model ties, are averaged once in a step."""
+    """Same as timm's, but weights with several names, which a model ties, are averaged once in a step."""
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         ours, theirs = self.module.state_dict(keep_vars=True), model.state_dict()

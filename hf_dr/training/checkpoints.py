@@ -245,7 +245,7 @@ def check_processes_alike(args: TrainingArguments, checkpoint: str | None, run_s
 
 
 def check_saved_whole(accelerator: Accelerator) -> None:
-    """Raises a ConfigError if weights would be saved by parts alone, of which Trainer makes no model at the end."""
+    """Raises a ConfigError if weights would be saved only in parts, from which Trainer makes no model at the end."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.state_dict_type.name != "FULL_STATE_DICT":
         raise ConfigError(
@@ -256,7 +256,7 @@ def check_saved_whole(accelerator: Accelerator) -> None:
 
 
 def load_renamed(trainer: Trainer, checkpoint: Path) -> bool:
-    """Loads the weights of a checkpoint in whose file they have other names than in the trainer's model, if they have.
+    """Loads the weights of a checkpoint, if they have other names in its file than in the trainer's model.
 
     transformers writes the weights of ViT, Swin, DINOv2 and others by the names of earlier versions. Its Trainer looks for them
     by the model's own names, passes over those that it does not find, and would go on with weights that were never trained.

@@ -317,7 +317,7 @@ def evaluation_images(
     """Returns the images and labels of a dataset; the trainer that evaluates by them checks their classes.
 
     Args:
-        dataset: With an image column and a label column: those of the training set where it has them, else its only ones.
+        dataset: Has an image column and a label column: those of the training set where it has them, else its only ones.
         train: What the student learns from.
         shown: The view of each image; see `evaluation_of`.
         to_predict: Labels may be missing, the column or all of them (-1, as in test sets of the Hub).

@@ -30,7 +30,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
     All other arguments are those of `ReinforcedTrainer`.
 
     Args:
-        teacher: Over the dataset's classes, on the device of training.
+        teacher: Answers over the dataset's classes, on the device of training.
 
     Raises:
         ConfigError: Stored views would be shown, or the teacher is one for each fold; or see `ReinforcedTrainer`.
@@ -78,7 +78,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         return ", ".join(names)
 
     def run_settings(self) -> dict[str, Any] | None:
-        """As that of `ReinforcedTrainer`, and what determines the teacher's answers."""
+        """Same as `ReinforcedTrainer`'s, and what determines the teacher's answers."""
         settings = super().run_settings()
         if settings is None:
             return None

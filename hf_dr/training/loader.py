@@ -42,15 +42,15 @@ class ReinforcedLoader:
             DDP for one.
         processor: The image processor of a student of transformers, which says that.
         normalization: (mean, std) of the student's input, each three numbers on the scale 0 to 1, where neither says it.
-        device: Where batches go. Default: the accelerator if there is one, that of `LOCAL_RANK` among several.
+        device: The device that batches go to. Default: the accelerator if there is one, that of `LOCAL_RANK` among several.
         num_workers: Processes that replay views; 0 replays in this one.
         drop_last: Leave out the last batch where it is not full.
-        augment_on: Where views are made, with the same pixels: on the `cpu`, on the `device`, or, with `auto`, on a GPU
-            where it can make them all.
+        augment_on: What makes the views, with the same pixels: the `cpu`, the `device`, or, with `auto`, a GPU where it can
+            make them all.
         **order: Settings of `ReinforcedSampler`, such as `seed` and `reinforced_probability`.
 
     Attributes:
-        device: Where batches are.
+        device: The device of the batches.
         epoch: The epoch that the next iteration shows, from 0, or that of a stream that was resumed; set it to go on with a
             training.
 
@@ -147,7 +147,7 @@ class ReinforcedLoader:
         return len(self._loader)
 
     def progress(self, batches: int) -> dict[str, Any]:
-        """Returns, in JSON types, how far a stream's epoch is when each process has seen so many batches of the iteration.
+        """Returns how far a stream's epoch is when each process has seen `batches` batches of the iteration, in JSON types.
 
         Save it with the weights. `ReinforcedLoader(dataset.resumed(progress), ...)` goes on there; with settings of the order,
         `seed` or `view_order`, give `dataset.ordered(...)` the same before.

@@ -39,8 +39,8 @@ def reinforced_kl(
     * `bucket`: one event "none of the kept"; the student is free to share it out as it likes;
     * `renormalize`: given to the kept classes in proportion;
     * `zero`: dropped, so the target sums to 1 - m;
-    * `image`: spread over those classes in proportion to the image's mean answer r, of which the T most probable classes are
-      given: r_c = exp(tail_logprob) for them, and (1 - sum of these) / (C - T) for each other class.
+    * `image`: spread over those classes in proportion to the image's mean answer r. Its T most probable classes are given:
+      r_c = exp(tail_logprob) for them, and (1 - sum of these) / (C - T) for each other class.
 
     Equal to torch's `kl_div` on the dense target (to the bucketed target for `bucket`), in time and memory that hardly
     depend on C beyond the logits themselves. Computed in float32 at least. It can be differentiated once, not twice.
@@ -54,7 +54,7 @@ def reinforced_kl(
             multiplied by its square, so that gradients keep their size. A tail as one event is softened as if it were uniform.
             What is softened of m, and with `image` at 1, too, is no more than the least kept class has, for each class that was
             not kept: rounding of sure answers would be raised to a large part of the target.
-        tail_ids_BT: For `image` only: the classes of each image's tail, int64, distinct within a row, below C; they may be
+        tail_ids_BT: The classes of each image's tail, for `image` only: int64, distinct within a row, below C; they may be
             kept ones.
         tail_logprobs_BT: Their natural log-probabilities in the image's mean answer.
 
@@ -156,8 +156,8 @@ def reinforced_loss(
             its own labels, `labels.flip(0)` having the rest.
         tail: See `reinforced_kl`.
         temperature: See `reinforced_kl`.
-        label_weight: From 0 to 1: weight of the label's cross-entropy for replayed views, KL having the rest.
-        label_smoothing: From 0 to 1, for the views that are not replayed.
+        label_weight: Weight of the label's cross-entropy for replayed views, 0 to 1; KL has the rest.
+        label_smoothing: Label smoothing for the views that are not replayed, 0 to 1.
         new_views: Whether the batch can have views that are not replayed. False spares their loss.
 
     Returns:

@@ -50,14 +50,14 @@ from hf_dr.training.resumable_arguments import as_config_errors
 from hf_dr.training.totals import Totals
 
 LOCK_FILE = ".training.lock"
-"""In `output_dir`, held by the training that writes to it."""
+"""Lock file in `output_dir`, held by the training that writes to it."""
 
 
 class _Searching(Trainer):
     """transformers' Trainer, whose searches leave nothing behind in its arguments."""
 
     def hyperparameter_search(self, hp_space: Any = None, *args: Any, **settings: Any) -> Any:
-        """As Trainer's, but each trial sets what it chooses in the trainer's own `args`, which are back after the search."""
+        """Same as Trainer's; after the search the trainer's own `args`, which each trial changes, are as they were."""
         # All but what `train` sets for the time of a trial, and takes back itself.
         own = {name: value for name, value in vars(self.args).items() if name != "save_total_limit"}
 
@@ -125,7 +125,7 @@ class ResumableTrainer(_Searching):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
-        """As Trainer's.
+        """Same as Trainer's.
 
         Raises:
             ConfigError: The checkpoint is of other settings, or not whole; or another training is writing to `output_dir`.
@@ -175,7 +175,7 @@ class ResumableTrainer(_Searching):
             self._lock.release()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As Trainer's, which divides losses by the number of accumulated batches; older versions divide again."""
+        """Same as Trainer's, which divides losses by the number of accumulated batches; older versions divide again."""
         super().create_accelerator_and_postprocess()
         check_saved_whole(self.accelerator)
         self.accelerator.gradient_accumulation_steps = 1
@@ -214,7 +214,7 @@ class ResumableTrainer(_Searching):
                 _make_readable(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As Trainer's, of which older versions take no `private`: they read it in the arguments."""
+        """Same as Trainer's; older versions of transformers take no `private` and read it in the arguments."""
         if private is not None:
             self.args.hub_private_repo = private
         make = partial(super().init_hf_repo, token=token)
@@ -267,7 +267,7 @@ class ResumableTrainer(_Searching):
                 super()._run_epoch(*args, **settings)
 
     def _rest_of_epoch(self, loader: Any, batches: int) -> Any:
-        """Returns a loader of the rest of an epoch, of which so many batches were seen."""
+        """Returns a loader of the rest of an epoch, after the batches that were seen."""
         rest = skip_first_batches(loader, batches)
         shield_workers(rest)
         return rest
@@ -301,35 +301,35 @@ class ResumableTrainer(_Searching):
         return self._with_own_generator(loader)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
+        """Same as Trainer's."""
         return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says, and of the given ones."""
+        """Same as Trainer's, but loads all rows, whatever `dataloader_drop_last` says, and always those that are given."""
         # With persistent workers Trainer keeps the first loader, and gives it for any other dataset as well.
         with changed(self.args, dataloader_drop_last=False, dataloader_persistent_workers=False):
             return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
+        """Same as Trainer's, but loads all rows, whatever `dataloader_drop_last` says."""
         with changed(self.args, dataloader_drop_last=False):
             return self._with_own_generator(super().get_test_dataloader(test_dataset))
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """As Trainer's; `--optim sgd` gets momentum as well."""
+        """Same as Trainer's; `--optim sgd` gets momentum as well."""
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
 
     def create_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
-        """As Trainer's."""
+        """Same as Trainer's."""
         with _taking_optimizer(self.args):
             return super().create_optimizer(*args, **settings)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As Trainer's; a rate that follows a metric follows it upwards where `greater_is_better`."""
+        """Same as Trainer's; a rate that follows a metric follows it upwards where `greater_is_better`."""
         args = self.args
         settings: Any = args.lr_scheduler_kwargs
         if steers_the_rate(args):
@@ -340,13 +340,13 @@ class ResumableTrainer(_Searching):
     # ------------------------------------------------------------------------------------------------------- training
 
     def training_step(self, *args: Any, **settings: Any) -> torch.Tensor:
-        """As Trainer's."""
+        """Same as Trainer's."""
         loss = super().training_step(*args, **settings)
         self._divergence.watch(loss, self.state.global_step)
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **settings: Any) -> None:
-        """As Trainer's, but what a training ends with is of all its steps, also those before it was resumed."""
+        """Same as Trainer's, but what is logged at the end covers all steps, also those before the training was resumed."""
         if "train_runtime" in logs:
             self._totals.complete(logs)
         super().log(logs, *args, **settings)
@@ -360,7 +360,7 @@ class ResumableTrainer(_Searching):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As Trainer's."""
+        """Same as Trainer's."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is None and metric_key_prefix == "eval":
             own = without_prefix(metrics)
@@ -396,7 +396,7 @@ _FULL = 1 << 20
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """As `writing`, also for what torch and safetensors raise where a file cannot be written."""
+    """Same as `writing`, also for what torch and safetensors raise where a file cannot be written."""
     with writing(path):
         try:
             yield
@@ -444,7 +444,7 @@ def _taking_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
 
 
 class _Bars(ProgressCallback):
-    """As transformers', with this package's bars: lines now and then where no terminal shows them."""
+    """Same as transformers', with this package's bars: lines now and then where no terminal shows them."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.current_step = state.global_step

@@ -19,7 +19,7 @@ from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.training.checkpoints import plain
 
 LOWER_IS_BETTER = ("loss", "nll", "brier", "ece", "mce")
-"""Metrics of which `metric_for_best_model` takes the lowest, after whatever stands before them and an underscore."""
+"""Metrics whose lowest value is the best for `metric_for_best_model`, after any prefix and an underscore."""
 
 BOUNDS: dict[str, Whole | Real] = {
     "per_device_train_batch_size": Whole(1), "per_device_eval_batch_size": Whole(1), "gradient_accumulation_steps": Whole(1),
@@ -30,7 +30,7 @@ BOUNDS: dict[str, Whole | Real] = {
     "dataloader_prefetch_factor": Whole(1),
     "seed": Whole(0, 2**32 - 1), "data_seed": Whole(0, 2**63 - 1), "ddp_timeout": Whole(1),
 }  # fmt: skip
-"""What numbers transformers' own settings take, of which it checks few."""
+"""The numbers that transformers' own settings take; it checks few of them itself."""
 
 
 @dataclass

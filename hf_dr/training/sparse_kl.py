@@ -1,4 +1,4 @@
-"""The arithmetic of `hf_dr.training.losses`: KL to a target of which few classes are listed, and its gradient.
+"""The arithmetic of `hf_dr.training.losses`: KL to a target that lists few of the classes, and its gradient.
 
 Shape suffixes: B batch, K kept classes, T classes of an image's tail, L = K or K + T listed classes, C classes.
 """
@@ -68,7 +68,7 @@ def _soften(
 
 
 def _rest_logprob(mass_B: torch.Tensor, logprobs_BK: torch.Tensor, rest: int) -> torch.Tensor:
-    """Returns the log-probability (B,) of all classes together that were not kept, of which there are so many.
+    """Returns the log-probability (B,) of all classes together that were not kept; `rest` is their number.
 
     None of them had more than the least of the kept ones. What rounding, of float16 among others, leaves of 1 minus the sum of
     a sure answer, `mass_B`, is far more, and a temperature would raise it.

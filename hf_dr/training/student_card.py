@@ -71,8 +71,8 @@ class Student:
         evaluated_on: `id`, and `config`, `split`, `revision`, of the dataset of the metrics; None where it has no name.
         calibration: The `temperature` that the weights have taken in, `ema_temperature` of the averaged ones, and to how many
             images it was fitted, `num_held_out`, `of` which dataset, as `evaluated_on`; None where they have taken none.
-        metrics: Of the last evaluation of just these weights; those of the averaged weights as `ema_*`.
-        settings: Of the training.
+        metrics: The last evaluation of just these weights; metrics of the averaged weights begin with `ema_`.
+        settings: The settings of the training.
         metadata: More of the card's YAML.
     """
 

@@ -84,7 +84,7 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
     The model is loaded as its users will load it. No state of the training is taken along, nothing that is a pickle.
 
     Args:
-        folder: Of a trained student, or a checkpoint.
+        folder: The folder of a trained student, or of a checkpoint.
         out: Folder to write to.
         ema: Take the averaged weights.
 

@@ -163,7 +163,7 @@ def load_processor(name: str, size: int) -> Any:
     """Returns the image processor of a model that is fine-tuned, None where it has none: its mean and std are the student's.
 
     Args:
-        name: Of the student.
+        name: The student's name.
         size: Side of the images in pixels that it is fine-tuned on: the processor, which is saved with it, makes such. What
             it resizes to before it crops changes in the same proportion.
 
@@ -188,7 +188,7 @@ def load_processor(name: str, size: int) -> Any:
 
 
 def resized_processor(given: Any, size: int) -> Any:
-    """Returns a copy of an image processor that makes images whose longer side has so many pixels.
+    """Returns a copy of an image processor that makes images whose longer side is the given number of pixels.
 
     What it resizes to before it crops changes in the same proportion. One that tells no size is left as it is.
     """
@@ -253,8 +253,8 @@ class LabelledImages(torch.utils.data.Dataset):
     """Images of a datasets.Dataset, one fixed view each, as uint8 `pixel_values` (3, H, W) and `labels`.
 
     Args:
-        dataset: With an image column and a label column.
-        augmentation: Without randomness (`evaluation_augmentation`).
+        dataset: A dataset with an image column and a label column.
+        augmentation: An augmentation without randomness (`evaluation_augmentation`).
         image_column: Column of the images.
         label_column: Column of the labels; None without any: then rows have no `labels`.
 

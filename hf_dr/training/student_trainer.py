@@ -93,12 +93,12 @@ class StudentTrainer(ResumableTrainer):
         return self.train_dataset if isinstance(self.train_dataset, ReinforcedData) else None
 
     def get_batch_samples(self, *args: Any, **settings: Any) -> tuple[list[Any], Any]:
-        """As Trainer's; views that the device makes meanwhile are tensors from here on."""
+        """Same as Trainer's; views that the device makes meanwhile are tensors from here on."""
         batches, count = super().get_batch_samples(*args, **settings)
         return [with_made_views(batch, channels_last=self._channels_last) for batch in batches], count
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
-        """As Trainer's; a label that is none of the classes is named."""
+        """Same as Trainer's; a label that is none of the classes is named."""
         labels = inputs.get("labels")
         if self.label_smoother is not None:  # it would take any label below 0 for class 0
             _check_labels(model, labels)
@@ -121,7 +121,7 @@ class StudentTrainer(ResumableTrainer):
         return inputs
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As Trainer's, of plain images with labels as well."""
+        """Same as Trainer's, but also takes plain images with labels."""
         own = self.eval_dataset
         evaluated = as_evaluation(self, eval_dataset)
         named = isinstance(eval_dataset, str) and isinstance(own, dict)
@@ -135,7 +135,7 @@ class StudentTrainer(ResumableTrainer):
             return super().get_eval_dataloader(evaluated)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As Trainer's, of plain images with labels as well."""
+        """Same as Trainer's, but also takes plain images with labels."""
         check_one("test_dataset", test_dataset)
         evaluated = as_evaluation(self, test_dataset, to_predict=True, name="test_dataset")
         self._check_decoded("test_dataset", evaluated)
@@ -148,7 +148,7 @@ class StudentTrainer(ResumableTrainer):
         return changed(self, data_collator=given if train is None else CheckedBatches(given, train.num_classes))
 
     def _check_decoded(self, name: str, given: Any) -> None:
-        """Refuses the name of a dataset, and images of which neither a transform nor a `data_collator` makes `pixel_values`."""
+        """Refuses the name of a dataset, and images that no transform and no `data_collator` turns into `pixel_values`."""
         check_no_path(name, given)
         given = self.eval_dataset if given is None else given
         if is_undecoded(given) and self.data_collator is default_data_collator:
@@ -183,7 +183,7 @@ class StudentTrainer(ResumableTrainer):
         Averaged weights get their own. Checkpoints stay as they are.
 
         Args:
-            images: As `eval_dataset`; neither the training nor the test should have any of them.
+            images: Labelled images, as `eval_dataset` takes them; neither the training nor the test should have any of them.
             fold: Whether the weights take it in, which those can whose logits are linear in the weights of the last layer.
 
         Raises:
@@ -209,7 +209,7 @@ class StudentTrainer(ResumableTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As Trainer's; with `warmup_epochs` the rate rises over as many steps as they have.
+        """Same as Trainer's; with `warmup_epochs` the rate rises over as many steps as they have.
 
         Raises:
             ConfigError: Nothing tells how many steps an epoch has.
@@ -285,7 +285,7 @@ class StudentTrainer(ResumableTrainer):
         private: bool | None = None,
         **card: Any,
     ) -> Any:
-        """As Trainer's, but only what belongs to the student is pushed (see `push_student`): no checkpoints, states, logs.
+        """Same as Trainer's, but only what belongs to the student is pushed (see `push_student`): no checkpoints, states, logs.
 
         Returns:
             On rank 0 a `Push`, or its future if not `blocking`.
@@ -304,7 +304,7 @@ class StudentTrainer(ResumableTrainer):
         return job.result() if blocking else job
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As Trainer's, for a model that can be published."""
+        """Same as Trainer's, but refuses a model that cannot be published."""
         loadable = "a model of transformers to be pushed (`push_to_hub`)"
         advice = "Build it with `build_student`, or leave `push_to_hub` out."
         check_kind("model", self.model, PreTrainedModel, loadable, advice)

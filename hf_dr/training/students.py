@@ -49,15 +49,15 @@ def build_student(
     Args:
         name: `timm:ARCHITECTURE` for fresh weights, without a download; `timm:ARCHITECTURE@FILE.safetensors`, or a Hub id or
             folder, for weights that are fine-tuned (the classifier is new where the number of classes differs).
-        class_names: Of the dataset; None where they have none.
+        class_names: Names of the dataset's classes; None where they have none.
         num_classes: C.
-        model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"drop_path_rate": 0.1}`.
-        normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config. Default:
+        model_args: Keyword arguments of `timm.create_model`, for `timm:` only, e.g. `{"drop_path_rate": 0.1}`.
+        normalization: Mean and std of the input on the scale 0 to 1, for `timm:` only, kept in the model's config. Default:
             ImageNet's for fresh weights, and for those of a file what timm says of the architecture, as for a teacher.
-        size: For models of timm: side of the images in pixels, or height and width, kept in the model's config. With fresh
+        size: Side of the images in pixels, or height and width, for models of timm; kept in the model's config. With fresh
             weights an architecture that takes one size alone, such as a ViT, is built for this one (`img_size`). Without it
             they are saved for the size of the architecture, and a crop of 0.875; `ReinforcedTrainer` corrects the size.
-        crop: For models of timm with a `size`: share of the resized side that evaluation keeps, kept in the model's config.
+        crop: Share of the resized side that evaluation keeps, for models of timm with a `size`; kept in the model's config.
 
     Raises:
         ConfigError: There is no such model, or the classes do not go together.
@@ -259,7 +259,7 @@ def complete_config(model: Any, normalization: Normalization | None = None) -> N
     transformers keeps through fine-tuning, are not those of the model.
 
     Args:
-        model: For which `is_timm` holds.
+        model: A model for which `is_timm` holds.
         normalization: Mean and std of the input on the scale 0 to 1. Default: those that the config has.
     """
     config, native = model.config, model.timm_model

@@ -1,4 +1,4 @@
-"""What a teacher learns from: images of which some are held out from it, or all but a fold."""
+"""What a teacher learns from: all images but those that are held out, or all but a fold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def held_out_rows(labels: np.ndarray, share: float, seed: int, images: Sequence[
 
     Args:
         labels: Class of each row, int64 (rows,).
-        share: Of each class's images that is held out, rounded; at least one of two or more, and never all of them.
+        share: Share of each class's images that is held out, rounded; at least one of two or more, and never all of them.
         seed: The same seed, the same rows.
         images: What tells the image of each row, such as a hash: rows of one image are held out or learned together, as those
             of the class of the first. Default: each row has an image of its own.

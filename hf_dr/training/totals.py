@@ -14,7 +14,7 @@ from hf_dr.store.json_files import validated
 from hf_dr.training.checkpoints import read_settings
 
 TOTALS_FILE = "training_totals.json"
-"""In each checkpoint: what its training took, `Taken`."""
+"""File in each checkpoint: what its training took, `Taken`."""
 
 
 @dataclass(frozen=True)

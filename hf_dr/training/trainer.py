@@ -135,7 +135,7 @@ class ReinforcedTrainer(StudentTrainer):
             self._in_order()  # checks the settings of the order
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """As Trainer's; what `model_init` makes is treated as a given model is."""
+        """Same as Trainer's; what `model_init` makes is treated as a given model is."""
         made = super().call_model_init(trial)
         check_kind("model_init", made, nn.Module, "a function that returns a model", "Build it with `build_student`.")
         model = _own(made, self._learned_from, self.args)
@@ -154,7 +154,7 @@ class ReinforcedTrainer(StudentTrainer):
     # ------------------------------------------------------------------------------------------------------------ data
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As Trainer's; reinforced data comes in its own order."""
+        """Same as Trainer's; reinforced data comes in its own order."""
         args, train = self.args, self._reinforced
         if train is None:
             return super().get_train_dataloader()
@@ -229,7 +229,7 @@ class ReinforcedTrainer(StudentTrainer):
         return -(-self.args.max_steps // self._steps_of_epoch())
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
-        """As Trainer's; of a stream those of all processes."""
+        """Same as Trainer's; counts the rows of all processes where the data is streamed."""
         streamed = isinstance(dataloader.dataset, StreamedReinforcedDataset)
         dataset: Any = self.train_dataset if streamed else dataloader.dataset
         return len(dataset) if isinstance(dataset, ReinforcedData) else super().num_examples(dataloader)
@@ -239,7 +239,7 @@ class ReinforcedTrainer(StudentTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As Trainer's, on the mixed batch where `mixup_alpha` or `cutmix_alpha` say so."""
+        """Same as Trainer's; mixes the batch first where `mixup_alpha` or `cutmix_alpha` say so."""
         inputs = with_made_views(inputs, channels_last=self._channels_last)  # if others than Trainer read the loader
         if self.args.mixes:
             inputs = self._mixer.mix(inputs, self.state.global_step)
@@ -248,7 +248,7 @@ class ReinforcedTrainer(StudentTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """As Trainer's, and the loss of reinforced views that have no labels."""
+        """Same as Trainer's; computes the loss also of reinforced views that have no labels."""
         inputs = self._student_inputs(inputs)
         if "teacher_ids" not in inputs or "labels" in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -312,7 +312,7 @@ class ReinforcedTrainer(StudentTrainer):
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
+        """Same as Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
         given = (dataloader, description, prediction_loss_only, ignore_keys)
         share_buffers(self, None if self.ema is None else self.ema.module)
         evaluated = dataloader.dataset if isinstance(dataloader.dataset, ReinforcedData) else None

@@ -75,8 +75,8 @@ class Backbone(nn.Module):
             images. Others learn.
 
     Attributes:
-        spec: As given.
-        channels: Of each feature.
+        spec: The backbone's settings.
+        channels: Number of channels of each feature.
         reductions: Side in pixels of what one place of each feature stands for; ascending.
 
     Raises:
@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         return (module for module in self.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
 
     def train(self, mode: bool = True) -> Backbone:
-        """As Module's; frozen normalisations stay in evaluation."""
+        """Same as `Module.train`, but frozen normalisations stay in evaluation mode."""
         super().train(mode)
         if self.freeze_norm:
             for norm in self._batch_norms():
@@ -157,7 +157,7 @@ def backbone(
             `timm:ARCHITECTURE@FILE.safetensors`, or `timm:ARCHITECTURE` for fresh weights.
         out_indices: Which of timm's features. Default: the last of each reduction from 4 on.
         output_stride: The coarsest reduction; later strides become dilations. Default: the architecture's own, mostly 32.
-        model_args: For `timm:`: keyword arguments of `timm.create_model`.
+        model_args: Keyword arguments of `timm.create_model`, for `timm:` only.
         freeze_norm: See `Backbone`.
 
     Returns:

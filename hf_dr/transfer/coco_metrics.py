@@ -82,8 +82,8 @@ def coco_results(
 
     Args:
         answer: `boxes` (N, 4), `labels` (N,) from 1 on, `scores` (N,), and `masks` (N, 1, H, W) from 0 to 1.
-        row: Of the image.
-        category_ids: Of the labels 1, 2, ...
+        row: The image's row.
+        category_ids: The data's own ids of the labels 1, 2, ...
         masks: Whether masks are measured.
 
     Returns:

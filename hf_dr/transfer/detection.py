@@ -43,12 +43,12 @@ class DetectorConfig:
     """What builds a detector on a backbone.
 
     Attributes:
-        class_names: Of the labels 1, 2, ...; 0 is the background.
+        class_names: Names of the labels 1, 2, ...; 0 is the background.
         category_ids: The data's own id of each class.
         masks: Whether it is a Mask R-CNN, else a Faster R-CNN.
         short_side: Pixels; each training image is resized to one of them, an evaluated one to the last.
         long_side: Pixels, at most.
-        fpn_channels: Of the pyramid and the mask head.
+        fpn_channels: Channels of the feature pyramid and of the mask head.
         rois_per_image: Proposals from which the heads learn.
     """
 

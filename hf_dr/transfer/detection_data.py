@@ -69,8 +69,8 @@ class DetectionData:
     Attributes:
         described: What names it, for results.
         categories: Id -> name, by ascending id; labels are their places.
-        objects: Of each image.
-        cells: Of each image, for `decode_row`.
+        objects: The objects of each image.
+        cells: The cell of each image, for `decode_row`.
         sizes: (rows, 2), height and width of the images; None where the data do not have them.
     """
 
@@ -224,7 +224,7 @@ def _inside(name: str) -> Path:
 
 
 def _missing(files: Sequence[Path]) -> list[Path]:
-    """Returns the files that are not there. Each folder is listed once: a network answers so many questions slowly."""
+    """Returns the files that are not there. Each folder is listed once: a network answers many questions slowly."""
     there: set[Path] = set()
     for folder in {file.parent for file in files}:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -338,7 +338,7 @@ class DetectionImages(torch.utils.data.Dataset):
             probability `flip`, a draw that follows from (seed, row, epoch).
         masks: Whether targets have masks.
         flip: Probability.
-        seed: Of the flips.
+        seed: Seed of the flips.
     """
 
     def __init__(

@@ -46,10 +46,10 @@ class SegmenterConfig:
     """What builds a segmenter on a backbone.
 
     Attributes:
-        class_names: Of the labels 0, 1, ...
-        head_channels: Of the head.
-        dropout: In the head.
-        aux_weight: Of the loss of a second, plain head on the stage before the last; 0 for none.
+        class_names: Names of the labels 0, 1, ...
+        head_channels: Channels of the head.
+        dropout: Dropout in the head.
+        aux_weight: Weight of the loss of a second, plain head on the stage before the last; 0 for none.
     """
 
     class_names: list[str]
@@ -134,7 +134,7 @@ class Segmenter(nn.Module):
 
 
 def _cross_entropy(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor) -> torch.Tensor:
-    """The mean over the pixels that count; 0 where none does, of which a mean would be no number."""
+    """The mean over the pixels that count; 0 where none does, whose mean would be NaN."""
     total = F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=IGNORED, reduction="sum")
     return total / (labels_BHW != IGNORED).sum().clamp(min=1)
 

@@ -50,7 +50,7 @@ class Classes:
     """What the numbers in masks mean. The names must differ.
 
     Attributes:
-        names: Of the labels 0, 1, ...
+        names: Names of the labels 0, 1, ...
         ignore_index: The number of pixels that do not count.
         reduce_labels: Whether 0 does not count either, and label l is stored as l + 1, as in ADE20K's scene parsing.
     """
@@ -87,8 +87,8 @@ class SegmentationData:
     Attributes:
         described: What names it, for results.
         classes: What the masks' numbers mean.
-        images: Of each row, for `decode_row`.
-        masks: Of each row, for `decode_mask`.
+        images: The image cell of each row, for `decode_row`.
+        masks: The mask cell of each row, for `decode_mask`.
     """
 
     described: dict[str, Any]
@@ -220,7 +220,7 @@ class ScaleCropFlip:
         size: Side of the crop, in pixels; what the image does not fill is padded, to the right and below.
         short_side: Smallest and largest length of the scaled image's shorter side.
         long_side: Largest length of its longer side.
-        max_class_share: Of a crop's pixels that count; a crop of more of one class is drawn again, up to ten times.
+        max_class_share: Largest share of one class in a crop's pixels that count; other crops are drawn again, up to ten times.
         flip: Probability.
         interpolation: Filter of the image: nearest, bilinear or bicubic. Labels take the nearest.
         fill: Colour of the padding, 0 to 255; its labels are `IGNORED`.
@@ -275,7 +275,7 @@ class SegmentationImages(torch.utils.data.Dataset):
     Args:
         data: Images with masks.
         augmentation: Draws a crop that follows from (seed, row, epoch); None for whole images.
-        seed: Of the crops.
+        seed: Seed of the crops.
     """
 
     def __init__(self, data: SegmentationData, augmentation: ScaleCropFlip | None = None, seed: int = 0) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, Real, Whole, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, MODEL_ARGS_HELP, JsonOrMapping, Real, Whole, check_settings, flag
 
 BBOX_FORMATS = ("coco", "voc")
 FILTERS = ("nearest", "bilinear", "bicubic")
@@ -22,7 +22,7 @@ class BackboneArguments:
         "Folder of a training, or Hub id of a classifier, of one of timm's architectures; timm:ARCHITECTURE for "
         "fresh weights."
     )
-    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
+    model_args: JsonOrMapping = flag(MODEL_ARGS_HELP, default="{}")
     freeze_norm: bool = flag(
         "Keep the statistics, scale and offset of the student's batch normalisations as they are.", default=True
     )
@@ -101,7 +101,7 @@ class DataArguments:
 
 @dataclass
 class DetectionArguments(DataArguments):
-    """On which data, and how large."""
+    """Which data a detector learns from, and how large its images are."""
 
     PLACES = ("annotations", "images")
     OF_DATASET = (*DataArguments.OF_DATASET, "objects_column", "bbox_format")
@@ -149,7 +149,7 @@ class DetectionArguments(DataArguments):
 
 @dataclass
 class SegmentationArguments(DataArguments):
-    """On which data, and how large."""
+    """Which data a segmenter learns from, and how large its images are."""
 
     PLACES = ("images", "masks")
     OF_DATASET = (*DataArguments.OF_DATASET, "mask_column")
@@ -184,7 +184,7 @@ class SegmentationArguments(DataArguments):
         "Largest length in pixels of the longer side of a scaled training image.", default=1024, type=Whole(1)
     )
     max_class_share: float = flag(
-        "A crop of which one class fills more is drawn again, up to ten times.",
+        "A crop in which one class fills more is drawn again, up to ten times.",
         default=0.75,
         type=Real(0, 1, above=True),
     )

@@ -152,7 +152,7 @@ class Meter(Protocol):
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Yields (row, epoch) for each of so many rows once, in an order that follows from (seed, epoch) alone."""
+    """Yields (row, epoch) once for each of `count` rows, in an order that follows from (seed, epoch) alone."""
 
     def __init__(self, count: int, seed: int) -> None:
         self._count = count
@@ -254,7 +254,7 @@ class TransferTrainer(ResumableTrainer):
         return [name for name, p in model.named_parameters() if p.ndim > 1 and name not in excluded]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As Trainer's, or, with `lr_milestones`, in steps."""
+        """Same as Trainer's; with `lr_milestones` the rate falls in steps."""
         args = self.args
         if self.lr_scheduler is None and args.lr_milestones:
             warmup = args.get_warmup_steps(num_training_steps)
@@ -301,13 +301,13 @@ class TransferTrainer(ResumableTrainer):
         return self._description
 
     def prepare_resume(self, checkpoint: str | None) -> None:
-        """As `ResumableTrainer`'s; a FormatError if the checkpoint is none of a detector or a segmenter."""
+        """Same as `ResumableTrainer`'s; a FormatError if the checkpoint is not that of a detector or a segmenter."""
         if checkpoint is not None:
             read_description(checkpoint)
         super().prepare_resume(checkpoint)
 
     def write_results(self) -> None:
-        """Writes `transfer_results.json`: the last evaluation of the present weights, of which student, on which data."""
+        """Writes `transfer_results.json`: the last evaluation of the present weights, with the student and the data."""
         if not self.is_world_process_zero():
             return
         described = self._description
@@ -338,7 +338,7 @@ class TransferTrainer(ResumableTrainer):
         private: bool | None = None,
         **_: Any,
     ) -> Push | None:
-        """As Trainer's, but only weights, description and results are pushed: no checkpoints, states, logs."""
+        """Same as Trainer's, but only weights, description and results are pushed: no checkpoints, states, logs."""
         args = self.args
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)

@@ -35,7 +35,7 @@ class Augmentation:
             the views, because a teacher sees them in batches.
 
     Attributes:
-        ops: As given.
+        ops: The ops, in their order.
         single: The ops that need one image only.
         mixing: The ops that mix.
 
@@ -65,7 +65,7 @@ class Augmentation:
         return ", ".join(type(op).__name__ for op in self.ops)
 
     def _keys(self) -> list[dict[str, str]]:
-        """For each op, its parameter names -> the names in the view's parameters; a second op of a kind gets `_2`."""
+        """Returns for each op: its parameter names -> the names in the view's parameters; a second op of a kind gets `_2`."""
         seen: dict[str, int] = {}
         keys = []
         for op in self.ops:
@@ -145,7 +145,7 @@ class Augmentation:
 
         Args:
             image: The decoded RGB image.
-            params: As drawn by `sample` or read from the columns.
+            params: Parameters that `sample` drew, or that were read from the columns.
 
         Raises:
             ReplayError: The parameters do not fit the image.

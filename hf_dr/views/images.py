@@ -74,7 +74,7 @@ def decode_image(value: Any) -> PIL.Image.Image:
 
 
 def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> Decoded:
-    """As `decode_image`, but returns what `convert` makes of the opened image."""
+    """Same as `decode_image`, but returns what `convert` makes of the opened image."""
     data = None
     limit = max_image_pixels()
     try:
@@ -185,7 +185,7 @@ def decode_row(
     """Decodes the image of one row to RGB.
 
     Args:
-        value: As for `decode_image`.
+        value: See `decode_image`.
         where: Names the row in the message: `row 7`; its file's name is added (`with_file`).
         advice: What the user can do about an image that cannot be read.
         error: Which error it then is.

@@ -61,7 +61,7 @@ class ViewMaker(torch.utils.data.Dataset):
         images: Dataset whose only column holds the images, undecoded (`Image(decode=False)`).
         augmentation: The ops.
         num_views: V.
-        seed: Of the run.
+        seed: Seed of the run.
         matching_size: Partners come from the same block of `matching_size` examples; None: from the whole dataset.
         first_new: Views before it have stored answers: they are drawn, performed and hashed, but their pixels are not in the
             batch.
@@ -172,7 +172,7 @@ class ViewMaker(torch.utils.data.Dataset):
 
 
 def zero_columns(augmentation: Augmentation, count: int) -> dict[str, np.ndarray]:
-    """Returns columns for the parameters of so many views, (count,) or (count, n), in the stored dtypes, to be filled in."""
+    """Returns columns for the parameters of `count` views, (count,) or (count, n), in the stored dtypes, to be filled in."""
     return {
         name: np.zeros(count if param.length is None else (count, param.length), param.dtype)
         for name, param in augmentation.params.items()

@@ -123,7 +123,7 @@ def _read_order(path: Path) -> list[int | str]:
 def image_sizes(images: datasets.Dataset, known: np.ndarray | None = None) -> np.ndarray:
     """Returns (height, width) of each undecoded image, int64 (rows, 2); zeros where the image cannot be used.
 
-    With what an earlier call returned, only the images are read that could not be used: somebody may have mended them.
+    Given what an earlier call returned, it reads only the images that could not be used then: they may have been repaired.
     """
     (column,) = images.column_names
 

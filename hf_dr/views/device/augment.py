@@ -63,7 +63,7 @@ def perform(
     """Makes the views of a program.
 
     Args:
-        program: From `DeviceAugmentation.program`.
+        program: What `DeviceAugmentation.program` returned.
         sources: Buffers of pixels, uint8, on one device.
         where: Which buffer holds each image of the program, and at which byte, int64 (M,) each. None: they lie where the
             program says, all in the first buffer.

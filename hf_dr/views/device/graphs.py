@@ -20,7 +20,7 @@ class Graphed:
     values in between, say), it is called as it is from then on.
 
     Args:
-        function: From a batch on a GPU to answers there; always the same for equal batches.
+        function: Takes a batch on a GPU and returns answers there, always the same for equal batches.
     """
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -26,7 +26,7 @@ SECRET = bytes.fromhex(
 )
 _PRIME64_1 = 0x9E3779B185EBCA87
 _MASK = (1 << 64) - 1
-_SHORT = 240  # up to so many bytes the algorithm is another
+_SHORT = 240  # up to this number of bytes the algorithm is another
 
 
 def later_hashes(views_NHWC: torch.Tensor) -> Callable[[], np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-# A place is the number of a buffer and an offset into it, which takes so many bits.
+# A place is the number of a buffer and an offset into it; this is the number of bits of the offset.
 OFFSET_BITS = 40
 _COPIERS, _COPIED_AT_ONCE = 4, 1 << 22  # threads, and bytes of a part
 

@@ -235,9 +235,9 @@ class DeviceViewMaker:
 
     Args:
         maker: Says which views there are.
-        device: Where they are made.
-        cache_bytes: Where images are mixed, those that were decoded stay on the device as long as they take no more than so
-            many bytes; others are decoded again when a view needs them. Default: 16 GB, or a quarter of what is free.
+        device: The device that makes them.
+        cache_bytes: Bytes of decoded images that may stay on the device where images are mixed; others are decoded again when
+            a view needs them. Default: 16 GB, or a quarter of what is free.
     """
 
     def __init__(self, maker: ViewMaker, device: torch.device, *, cache_bytes: int | None = None) -> None:
@@ -250,7 +250,7 @@ class DeviceViewMaker:
         return self.make(self.prepared(spans, num_workers))
 
     def prepared(self, spans: Sequence[Span], num_workers: int) -> Iterator[Arrived]:
-        """Yields all that the views of spans need, in the order in which `make` takes it."""
+        """Yields all that the views of spans need, in the order that `make` takes it."""
         sizes = torch.zeros((len(self.maker.images), 2), dtype=torch.int32).share_memory_()
         num_workers = min(num_workers, len(spans))
         items, known = itertools.tee(self._items(spans, num_workers))
@@ -390,8 +390,8 @@ class _There:
     """Which images are on the device, by the parts in which they were decoded.
 
     Args:
-        count: Of all images.
-        capacity: So many images may stay although no known span needs them.
+        count: Number of all images.
+        capacity: Number of images that may stay although no known span needs them.
         at_once: Images of a part.
     """
 
@@ -436,7 +436,7 @@ class _There:
 
 
 class _Store:
-    """Decoded images, of so many in all, on the device."""
+    """Decoded images on the device; `count` is the number of all images, decoded or not."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.hashes = np.zeros(count, np.uint64)

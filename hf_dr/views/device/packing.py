@@ -38,7 +38,7 @@ class Source:
         key: What tells the sources of a whole dataset apart, a tuple that ends with row and view, for messages; equal keys are
             augmented once in a batch.
         pixels: uint8 (H, W, 3), perhaps only the box that the first op crops.
-        params: Of the ops that need one image only.
+        params: Parameters of the ops that need one image only.
     """
 
     key: Any
@@ -53,7 +53,7 @@ class UndoneView:
     Attributes:
         own: The view's image.
         partner: What it is mixed with; None where nothing is mixed.
-        params: Of all ops; those of mixing are read.
+        params: Parameters of all ops; those of mixing are read.
     """
 
     own: Source
@@ -196,7 +196,7 @@ class DoneBatch:
     def pixels(self, *, channels_last: bool = False) -> torch.Tensor:
         """Returns the views, uint8 (N, 3, H, W), for use on the current stream.
 
-        With `channels_last` they stay in the order of memory in which they were made, else it is that in which a loader stacks.
+        With `channels_last` they keep the order of memory in which they were made; else they get that of a loader's batch.
         """
         if self._done is not None:
             stream = torch.cuda.current_stream(self._views.device)

@@ -102,7 +102,7 @@ class Change:
             `SOLARIZE` inverts.
         boxes: int64 (N, 4), filled with `colour` afterwards, whatever the kind; of height or width 0: none.
         fill: What `GATHER` puts outside of the source.
-        colour: Of the boxes.
+        colour: Colour of the boxes.
     """
 
     heights: np.ndarray
@@ -410,7 +410,7 @@ _KIND_OF = {
     "Brightness": BRIGHTNESS, "Color": COLOUR, "Contrast": CONTRAST, "Sharpness": SHARPNESS,
     "AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE,
 }  # fmt: skip
-"""Of the operations that blend, whose factor is 1 + their magnitude, or that need no factor."""
+"""The kind of each operation that blends with a factor of 1 + its magnitude, or that needs no factor."""
 
 
 @lru_cache(maxsize=1 << 14)

@@ -30,7 +30,7 @@ PASS_COLUMNS = (
 MIX_COLUMNS = ("view", "partner", "weight", "top", "left", "height", "width")
 
 SOURCES, RESULT = 0, 1  # buffers of a program; the others hold what lies between two launches
-# Views are made in parts, so that what lies between the launches takes about so many bytes at most.
+# Views are made in parts, so that what lies between the launches takes at most about this number of bytes.
 WORKING_BYTES = 512 << 20
 # Filters whose weights the device computes itself; sines of the others, and sums of "nearest", come from the host.
 ON_DEVICE = ("box", "bilinear", "bicubic")
@@ -47,7 +47,7 @@ class Launch:
         writes: Number of the buffer that is written.
         first: The first image.
         count: N, the number of images.
-        rows: Where in the program's table its rows begin.
+        rows: Index in the program's table at which its rows begin.
     """
 
     columns: ClassVar[tuple[str, ...]]
@@ -66,12 +66,12 @@ class Resizes(Launch):
 
     Attributes:
         between: Number of the buffer between the passes.
-        second: Where in the table the rows of the second pass begin.
+        second: Index in the table at which the rows of the second pass begin.
         most: Largest (height, width) that each pass makes.
         interpolation: One of Pillow's filters by torchvision's name.
-        axes: Where in the table the sizes (source, output) of 2 N axes begin, height and width of each image in turn.
-        weights: Where the axes' first source pixels, int32 (2 N, X), and then weights, int32 (2 N, K, X), begin; None where
-            the device computes them.
+        axes: Index in the table at which the sizes (source, output) of 2 N axes begin, height and width of each image in turn.
+        weights: Index in the table at which the axes' first source pixels, int32 (2 N, X), begin, and after them the weights,
+            int32 (2 N, K, X); None where the device computes them.
         num_outputs: X.
         num_weights: K.
     """
@@ -93,7 +93,7 @@ class Changes(Launch):
 
     Attributes:
         fill: What `GATHER` puts outside of the source.
-        colour: Of the boxes.
+        colour: Colour of the boxes.
         most: Pixels of the largest output.
         most_counted: Pixels of the largest source whose levels are counted; 0: there is none.
         looks_up: Whether any image is changed level by level.
@@ -120,9 +120,9 @@ class Program:
 
     Attributes:
         table: int64 (numbers,), on the CPU.
-        launches: In their order.
+        launches: The launches, in their order.
         buffers: Bytes of each buffer; those of `SOURCES` are not the program's.
-        num_views: N, of the M images of which views are made: the others are only mixed into them.
+        num_views: N, the number of views; the other M - N images are only mixed into them.
         size: (height, width) of the views.
     """
 
@@ -177,8 +177,8 @@ def program(
 
     Args:
         images: The sources.
-        steps: Of all M.
-        mixes: Of the first N.
+        steps: The steps of all M.
+        mixes: How the first N are mixed.
         partners: int64 (N,), what each is mixed with, one of the M; -1 for nothing.
         size: (height, width) of the views.
         working_bytes: See `WORKING_BYTES`.
@@ -198,7 +198,7 @@ def program(
 
 
 def _parts(images: Windows, steps: Sequence[Step], working_bytes: int) -> list[slice]:
-    """Cuts images into runs of which what lies between the steps takes about so many bytes at most."""
+    """Cuts images into runs, so that what lies between the steps of a run takes at most about the given number of bytes."""
     heights, widths = images.heights, images.widths
     held, most = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
     for step in steps:

@@ -227,7 +227,7 @@ def check_pixels(op: Op, size: Size) -> None:
 
 
 def check_boxes(op: Op, size: Size) -> None:
-    """Refuses images of which a box could not be stored."""
+    """Refuses images in which a box could not be stored."""
     if max(size) > MAX_SIDE:
         raise ReplayError(
             f"{type(op).__name__} stores boxes of images with sides of at most {MAX_SIDE} pixels, but is given one of "

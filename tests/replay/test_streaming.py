@@ -324,45 +324,30 @@ def test_a_copy_has_an_epoch_of_its_own(make):
     assert (int(copied._epoch), int(read)) == (3, 3)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("renewed", [lambda epoch: epoch, lambda epoch: pickle.loads(pickle.dumps(epoch)), copy.copy])
-def test_another_process_sees_the_epoch_change(method, renewed):
-    epoch = renewed(SharedEpoch(2))
-    context = multiprocessing.get_context(method)
-    here, there = context.Pipe()
-    process = context.Process(target=_tell_epochs, args=(epoch, there))
-    process.start()
-    seen = []
-    for value in (3, 1):
-        epoch.set(value)
-        here.send(None)
-        seen.append(here.recv())
-    process.join()
-    assert seen == [3, 1]
-
-
-def _tell_epochs(epoch, pipe):
-    for _ in range(2):
-        pipe.recv()
-        pipe.send(int(epoch))
-
-
-def test_forked_and_spawned_processes_see_it_change_together():
-    epoch = SharedEpoch()
+def test_forked_and_spawned_processes_see_the_epoch_change_together():
+    # In one test, because a spawned process imports everything again.
+    epochs = [SharedEpoch(2), pickle.loads(pickle.dumps(SharedEpoch(2))), copy.copy(SharedEpoch(2))]
     pipes, processes = [], []
     for method in ("fork", "spawn", "fork"):
         context = multiprocessing.get_context(method)
         here, there = context.Pipe()
-        processes.append(context.Process(target=_tell_epochs, args=(epoch, there)))
+        processes.append(context.Process(target=_tell_epochs, args=(epochs, there)))
         processes[-1].start()
         pipes.append(here)
-    for value in (3, 1):
-        epoch.set(value)
+    for values in ([2, 2, 2], [3, 4, 5], [1, 0, 7]):
+        for epoch, value in zip(epochs, values, strict=True):
+            epoch.set(value)
         for pipe in pipes:
             pipe.send(None)
-        assert [pipe.recv() for pipe in pipes] == [value] * 3
+        assert [pipe.recv() for pipe in pipes] == [values] * 3
     for process in processes:
         process.join()
+
+
+def _tell_epochs(epochs, pipe):
+    for _ in range(3):
+        pipe.recv()
+        pipe.send([int(epoch) for epoch in epochs])
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files cannot be counted here")

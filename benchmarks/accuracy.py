@@ -102,7 +102,7 @@ class Case:
     teacher_epochs: int  # of fine-tuning all of them
     num_views: int
     patch: int
-    epochs: dict[str, int]  # by student; so many that plain training no longer gains much, or what two cores allow
+    epochs: dict[str, int]  # by student; enough that plain training no longer gains much, or what two cores allow
     views: list[dict[str, Any]] = field(default_factory=list)
     shrunk: int = 0  # pixels on the shorter side of photos that are shrunk once
     corruptions: tuple[str, ...] = ()  # under which models are evaluated; none: all fifteen
@@ -278,7 +278,7 @@ def base_of(name: str, flags: Any) -> Path:
 
 
 def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
-    """Makes a copy of both splits with photos of so many pixels on the shorter side (0: as they are), if it is not there."""
+    """Makes a copy of both splits with photos of `side` pixels on the shorter side (0: as they are), if it is not there."""
     for split in ("train", "test"):
         path = to / f"{split}-00000-of-00001.parquet"
         if not path.exists():
@@ -420,8 +420,10 @@ def main() -> None:
     parser.add_argument("--signal", choices=SIGNALS, help="What is stored of an answer. Default: topk.")
     parser.add_argument("--top_k", type=int, help="K. Default: the recipe's, or reinforce's.")
     parser.add_argument("--teachers", choices=TEACHERS, help="See above. Default: plain.")
-    parser.add_argument("--label_weight", type=float, help="Of the labels in the loss of reinforced. Default: 0.")
-    parser.add_argument("--epochs", type=int, help="Of each training. Default: the set's, by student.")
+    parser.add_argument(
+        "--label_weight", type=float, help="Weight of the labels in the loss of reinforced. Default: 0."
+    )
+    parser.add_argument("--epochs", type=int, help="Epochs of each training. Default: the set's, by student.")
     parser.add_argument("--num_views", type=int, help="V. Default: the set's.")
     parser.add_argument("--calibrate", action="store_true", help="Calibrate the students by half of the test images.")
     parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")

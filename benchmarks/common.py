@@ -94,20 +94,20 @@ def parquet(folder: Path, split: str = "train") -> datasets.Dataset:
 
 
 def _spread(dataset: datasets.Dataset, rows: int) -> datasets.Dataset:
-    """So many rows, evenly spread (sets are often sorted by class), and again from the start where it has fewer."""
+    """Returns `rows` rows, evenly spread (sets are often sorted by class), and again from the start where it has fewer."""
     length = len(dataset)
     return dataset.select([n * length // rows if rows < length else n % length for n in range(rows)])
 
 
 def shrunk(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """Returns a picture with so many pixels on the shorter side."""
+    """Returns a picture with `side` pixels on the shorter side."""
     share = side / min(image.size)
     width, height = (round(share * old) for old in image.size)
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def shrunk_row(row: dict[str, Any], side: int) -> dict[str, Any]:
-    """Returns a row's picture in RGB, with so many pixels on the shorter side (0: as it is), for `Dataset.map`.
+    """Returns a row's picture in RGB, with `side` pixels on the shorter side (0: as it is), for `Dataset.map`.
 
     It stands here and not in a script, of which `map` would try to store all that the script has imported.
     """

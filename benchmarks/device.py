@@ -343,7 +343,7 @@ def measure_counts(data: Path | None) -> dict[str, Any]:
 
 
 class Sent(torch.utils.data.Dataset):
-    """Batches as workers send them: buffers of so many bytes."""
+    """Batches as workers send them: buffers of bytes."""
 
     def __init__(self, num_bytes: int) -> None:
         self.image = np.ones((num_bytes // 3, 1, 3), np.uint8)

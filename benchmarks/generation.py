@@ -132,7 +132,7 @@ def measure_ratio(
     workers: list[int],
     flags: argparse.Namespace,
 ) -> tuple[dict[str, Any], list[list[Any]]]:
-    """Times the teacher alone and the job, in turns; the job is the one reported, those with so many workers are beside it."""
+    """Times the teacher alone and the job, in turns; the job is the one reported; those with `workers` are shown next to it."""
 
     def run(count: int | None = None) -> float:
         return common.seconds(job(images, teacher, folder, NUM_VIEWS, count).run)
@@ -271,7 +271,9 @@ def measure_processes(flags: argparse.Namespace, rows: int, rounds: int) -> dict
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--workers", type=int, nargs="*", default=[], help="Also time the job with so many workers.")
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=[], help="Also time the job with these numbers of workers."
+    )
     parser.add_argument("--rounds", type=int, help="Rounds of each comparison. Default: 7, or 3 with --quick.")
     parser.add_argument("--late", action="store_true", help="Set the allocator when the run begins.")
     parser.add_argument("--only", choices=["ratio", "parts", "processes"], help="Measure only this.")

@@ -116,7 +116,7 @@ def augmentation(side: int) -> Augmentation:
 
 @dataclass(frozen=True)
 class Work:
-    """What a process is told: the folders and sizes."""
+    """What a process must know: the folders and sizes."""
 
     data: Path
     weights: Path
@@ -310,7 +310,7 @@ def tasks_of(work: Work, flags: Any) -> list[Task]:
 
 
 def run_tasks(work: Work, tasks: list[Task], jobs: int, ends: float | None) -> None:
-    """Runs what is not done yet, so many at a time, each as soon as what it needs is there and if it will end in time."""
+    """Runs what is not done yet, `jobs` at a time, each as soon as what it needs is there and if it will end in time."""
     left = [task for task in tasks if not task.makes.exists()]
     running: dict[Future[None], tuple[Task, float]] = {}
     per_epoch = 0.0  # seconds; the slowest so far

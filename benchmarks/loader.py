@@ -7,7 +7,7 @@ defaults and transformers' collate; the plain side is a `datasets.Dataset` with 
 parameters. Photos of 500x375 pixels, JPEG of quality 90; views of 224x224. The stored parameters are drawn as a real run
 draws them; the answers are made up.
 
-`randaug_v50`, `randaug_v400`: reinforced over plain, `randaug` with so many stored views, loaded in the main process.
+`randaug_v50`, `randaug_v400`: reinforced over plain, `randaug` with 50 or 400 stored views, loaded in the main process.
 `randaug_mixing_v400`: the same with MixUp and CutMix; the plain side mixes batches, after torchvision's guide, so it
 decodes each image once. `floor`: decoding and resizing to 224x224, and nothing else, over plain `randaug`. The same with
 `_workers`: loaded by two processes. `*_per_s`: images a second.

@@ -46,7 +46,7 @@ def dense(logits_BC: torch.Tensor, ids_BK: torch.Tensor, logprobs_BK: torch.Tens
 
 
 def run(loss: Loss, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], steps: int = 1) -> None:
-    """Forward and backward so many times, each into a new gradient."""
+    """Runs forward and backward `steps` times, each into a new gradient."""
     for _ in range(steps):
         inputs[0].grad = None
         loss(*inputs).backward()

@@ -108,7 +108,7 @@ def serving() -> Iterator[Hub]:
 
 
 def launch(hub: Hub, folder: Path, what: str, processes: int) -> list[subprocess.Popen[str]]:
-    """Starts `child` in so many processes, which find each other as those of torchrun or accelerate do."""
+    """Starts `child` in several processes, which find each other as those of torchrun or accelerate do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {

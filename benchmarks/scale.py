@@ -42,7 +42,7 @@ VIEWS = {"": 400, "_v50": 50}
 
 
 def base_of(rows: int, flags: argparse.Namespace) -> datasets.Dataset:
-    """So many rows, those of one shard again and again; nothing is copied."""
+    """Returns `rows` rows, those of one shard again and again; nothing is copied."""
     images, _ = common.small_images(flags.data, SHARD)
     return datasets.concatenate_datasets([synthetic.with_numbers(images)] * (rows // SHARD))
 

@@ -51,7 +51,7 @@ from hf_dr.views.augmentation import Augmentation
 KEPT = (1, 3, 5, 10, 20, 50)
 MEASURES = ("kl", "bias", "noise", "reverse")
 SOFTENED = {f"kl_t{temperature}": temperature for temperature in (2, 4, 8)}
-PAPER_VIEWS = 400  # of ImageNet+: an image's tail is shared by so many
+PAPER_VIEWS = 400  # of ImageNet+: the number that share an image's tail
 
 
 def whole_answers(teacher: Teacher, photos: datasets.Dataset, num_views: int, folder: Path) -> np.ndarray:

@@ -176,7 +176,7 @@ def begin(work: Work, folder: Path, **after: int) -> Callable[..., Any]:
 
 
 def run(work: Work, folder: Path, seconds: float | None = None, **after: int) -> Any:
-    """Does `work` in a fork; returns what `child` sends, None where it was killed, after so many seconds or operations."""
+    """Does `work` in a fork; returns what `child` sends, None where it was killed, after a number of seconds or operations."""
     return begin(work, folder, **after)(seconds)
 
 
@@ -394,8 +394,10 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1."
     )
-    parser.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
-    parser.add_argument("--full", action="store_true", help=f"So many trials of some kinds instead of rounds: {FULL}.")
+    parser.add_argument("--trials", type=int, help="Number of rounds, in place of --minutes.")
+    parser.add_argument(
+        "--full", action="store_true", help=f"Trials of some kinds instead of rounds, this number of each: {FULL}."
+    )
     parser.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
     parser.add_argument("--seed", type=int, default=0, help="Default: 0.")
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
@@ -406,7 +408,7 @@ def main() -> None:
         limits = FULL if flags.full else dict.fromkeys(KINDS, flags.trials or math.inf)
         rounds = max(limits.get(kind, 0) for kind in flags.kind)
         number, began = flags.first, time.monotonic()
-        with contextlib.suppress(KeyboardInterrupt):  # the figures so far are told
+        with contextlib.suppress(KeyboardInterrupt):  # the figures so far are printed
             while number < flags.first + rounds and (
                 rounds < math.inf or time.monotonic() < began + 60 * flags.minutes
             ):

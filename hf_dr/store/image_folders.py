@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import datasets
+from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.text.text import Text
 from huggingface_hub import metadata_load
@@ -24,20 +25,34 @@ _WORD = re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(sorted(_SPLITS))})(?:[-._ 0-9]
 # Of cameras, phones and the web; `datasets` reads none of them in a folder, though Pillow may.
 _UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _IMAGES = frozenset(ImageFolder.EXTENSIONS)
+# Next to images `datasets` reads those called `metadata` alone.
+_TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 
 
 def check_all_read(folder: Path) -> None:
-    """Tells of images in a folder that `datasets` leaves out, before it is loaded; other kinds of folders are not looked at.
+    """Tells of images, and tables beside them, that `datasets` leaves out of a folder, before it is loaded.
+
+    Other kinds of folders are not looked at.
 
     Raises:
         DataError: They are left out because the folder of a class, or other images, have the word for a split in their names,
-            or because the text files beside them are read instead; or a name is not UTF-8.
+            because the text files beside them are read instead, or because none is of a kind that is read; or a name is not
+            UTF-8.
     """
     folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
     if card.is_file() and (metadata_load(card) or {}).get("configs"):
         return  # it says which files are read
-    builder = datasets.load_dataset_builder(str(folder))
+    try:
+        builder = datasets.load_dataset_builder(str(folder))
+    except DataFilesNotFoundError:
+        unread = sorted(file for file in _files(folder) if Path(file).suffix.lower() in _UNREADABLE)
+        if not unread:
+            raise
+        raise DataError(
+            f"a folder of images must have some that `datasets` reads, but the {len(unread):,} images of {folder} are of other "
+            f"kinds, such as {unread[0]}. Convert them to JPEG or PNG."
+        ) from None
     if not isinstance(builder, ImageFolder | Text):
         return
     read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
@@ -77,6 +92,12 @@ def check_all_read(folder: Path) -> None:
         _warn(
             f"{len(unreadable):,} files of {folder} are not read as images and left out, such as {unreadable[0]}: "
             "convert them to JPEG or PNG."
+        )
+    tables = [file for file in others if Path(file).suffix.lower() in _TABLES]
+    if tables and isinstance(builder, ImageFolder):
+        _warn(
+            f"{len(tables):,} tables of {folder} are not read, such as {tables[0]}: if it has the labels, call it metadata.csv "
+            "(or .jsonl, .parquet), and its column with the paths of the images `file_name`."
         )
 
 

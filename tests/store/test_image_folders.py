@@ -1,5 +1,6 @@
 """Images of a folder that are left out are told."""
 
+import json
 import logging
 import os
 import shutil
@@ -178,3 +179,29 @@ def test_photos_of_phones_broken_links_and_linked_folders_are_told(tmp_path, war
     _, said = warned(place)
     assert len(said) == 1
     assert "nor folders that are links" in said[0]
+
+
+def test_a_table_beside_images_that_is_not_read_is_told_and_can_be_read(tmp_path, warned):
+    place = photos(tmp_path, "files/1.jpg", "files/2.jpg", "files/3.jpg")
+    table = tmp_path / "photos.jsonl"
+    rows = [{"file_name": f"files/{n}.jpg", "label": int(n > 1)} for n in (1, 2, 3)]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    loaded, said = warned(place)
+    assert loaded.column_names == ["image"]
+    assert len(said) == 1
+    assert f"1 tables of {place} are not read, such as {table}: if it has the labels, call it metadata.csv" in said[0]
+    table.rename(tmp_path / "metadata.jsonl")  # as it says
+    loaded, said = warned(place)
+    assert (loaded["label"][:], said) == ([0, 1, 1], [])
+
+
+def test_a_folder_of_photos_of_phones_alone_is_refused_by_their_kind(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.HEIC").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"the 1 images of .* are of other kinds, such as .*1\.HEIC\. Convert them to JPEG"
+    ):
+        load_base(str(tmp_path))
+    (tmp_path / "a" / "1.HEIC").rename(tmp_path / "a" / "1.zzz")
+    with pytest.raises(DataError, match="could not load split"):
+        load_base(str(tmp_path))

@@ -175,6 +175,11 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
             "own order. Leave it out."
         )
+    if type(trainer)._get_train_sampler is not Trainer._get_train_sampler:
+        raise ConfigError(
+            f"`_get_train_sampler` of {type(trainer).__name__} would not be called: a reinforced dataset has its own order. "
+            "Override `get_train_dataloader`; what that returns shows another view of each row in each epoch."
+        )
     if trainer.accelerator.split_batches and isinstance(train, StreamedReinforcedDataset):
         raise ConfigError(
             "`split_batches` has no part in a stream, whose rows the processes share already. Leave it out, and set "
@@ -280,7 +285,8 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
     if listed or _wraps_reinforced(train):
         raise ConfigError(
             f"`train_dataset` must be what `load_reinforced` returns, got a {type(train).__name__} of its rows, each of which "
-            "would show one view in all epochs. Select rows: `train.select(rows)`."
+            "would show one view in all epochs. Select rows by `train.select(rows)`, add up the views of one base by "
+            "`load_reinforced([A, B])`, and join several bases before they are reinforced."
         )
     check_one("train_dataset", train)
     if "teacher_ids" in (getattr(train, "column_names", None) or ()):  # a stream may not know its own
@@ -301,8 +307,9 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
 
 
 def _wraps_reinforced(dataset: Any) -> bool:
-    """Whether a reinforced dataset is inside a Subset, a ConcatDataset or the like."""
-    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())]
+    """Whether a reinforced dataset is inside a Subset, a ConcatDataset, a list or the like."""
+    listed = dataset[:1] if isinstance(dataset, (list, tuple)) else ()
+    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ()), *listed]
     return any(isinstance(d, ReinforcedData) or _wraps_reinforced(d) for d in inner if d is not None)
 
 

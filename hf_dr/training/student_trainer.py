@@ -62,13 +62,21 @@ class StudentTrainer(ResumableTrainer):
                 f"`warmup_epochs` must be 0 with a scheduler of your own, got {self.args.warmup_epochs} and "
                 f"{type(self.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
             )
+        if self.optimizer is not None:
+            own = {id(parameter) for parameter in self.model.parameters()}
+            if not any(id(parameter) in own for group in self.optimizer.param_groups for parameter in group["params"]):
+                raise ConfigError(
+                    "the optimizer must have weights of the model, but has others, so that nothing would be learned. Make it "
+                    "of `model.parameters()` of the model that the trainer gets."
+                )
         self._normalization = normalization
         self._look_at_model()
 
     def _look_at_model(self) -> None:
         """Reads from the model what it is shown and saved with, where that was not given; again for each of `model_init`."""
         model = self.model
-        if self.args.label_names is None and self._takes_anything:
+        # A loss of this package takes labels also where forward does not.
+        if self.args.label_names is None and (self._takes_anything or self._reinforced is not None):
             self.label_names = ["labels"]
         # Before any wrapper changes its class; a search drops the model between its trials, in the first process alone.
         self._model_summary = _summary(model)

@@ -230,8 +230,9 @@ class ReinforcedTrainer(StudentTrainer):
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """Same as Trainer's; counts the rows of all processes where the data is streamed."""
-        streamed = isinstance(dataloader.dataset, StreamedReinforcedDataset)
-        dataset: Any = self.train_dataset if streamed else dataloader.dataset
+        # The loader of a subclass, such as a `ReinforcedLoader`, may have no dataset.
+        given: Any = getattr(dataloader, "dataset", None)
+        dataset: Any = self.train_dataset if isinstance(given, StreamedReinforcedDataset) else given
         return len(dataset) if isinstance(dataset, ReinforcedData) else super().num_examples(dataloader)
 
     # ------------------------------------------------------------------------------------------------------------ loss
@@ -328,6 +329,9 @@ class ReinforcedTrainer(StudentTrainer):
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        if self._sampler is None and self._reinforced is not None:
+            # The loader of a subclass asks for rows without a view, and gets that of the epoch.
+            self._reinforced.set_epoch(settings["epoch"])
         with self._stream.in_epoch(settings["epoch"]):
             super()._run_epoch(*args, **settings)
 
@@ -446,6 +450,7 @@ def _student(model: Any, settings: dict[str, Any], args: ReinforcedTrainingArgum
         return None if model is None else _own(model, train, args), processor
     name = str(model)
     if not isinstance(train, ReinforcedData):
+        check_other_dataset(args, train)
         raise ConfigError(
             f"`model` must be a model where `train_dataset` is not what `load_reinforced` returns, got the name {name!r} with "
             f"{type(train).__name__}. Build it with `build_student`."

@@ -30,6 +30,7 @@ CALLED = {
     "_prepare_inputs": ("inputs",),
     "_get_collator_with_removed_columns": ("data_collator", "description"),
     "_finish_current_push": (),
+    "_get_train_sampler": ("train_dataset",),
 }
 # Attributes, by the method in which Trainer sets them, and where it uses each of our overridden methods.
 ATTRIBUTES = {

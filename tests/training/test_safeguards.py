@@ -481,9 +481,7 @@ def test_a_model_without_a_loss_is_evaluated(plain, pictures, settings):
 
     student = pooled()
     expected, found = (
-        ReinforcedTrainer(
-            model, settings(label_names=["labels"]), train_dataset=plain, eval_dataset=pictures
-        ).evaluate()
+        ReinforcedTrainer(model, settings(), train_dataset=plain, eval_dataset=pictures).evaluate()
         for model in (student, Silent(student))
     )
     assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)

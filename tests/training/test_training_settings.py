@@ -13,6 +13,7 @@ from transformers.trainer_utils import SchedulerType
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import NEVER_RISING, ReinforcedTrainingArguments
+from hf_dr.training.loader import ReinforcedLoader
 from hf_dr.training.losses import ReinforcedLoss
 from hf_dr.training.student_card import Student
 from hf_dr.training.students import build_student
@@ -267,6 +268,50 @@ def test_arguments_of_trainer_get_the_reinforced_defaults_and_keep_what_was_chos
         ReinforcedTrainer(pooled(), other, train_dataset=plain)
 
 
+def test_an_optimizer_of_another_model_is_refused(plain, settings):
+    other = torch.optim.SGD(pooled().parameters(), 0.1)
+    with pytest.raises(ConfigError, match="the optimizer must have weights of the model, but has others, so that noth"):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plain, optimizers=(other, None))
+
+
+def test_a_loader_of_ones_own_shows_another_view_in_each_epoch(plain, settings):
+    """It showed the same view in all epochs, because only the sampler of this package was told which epoch it is."""
+    shown = []
+
+    class Own(ReinforcedTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(self.train_dataset, len(plain), collate_fn=self.data_collator)
+
+        def training_step(self, model, inputs, *args, **settings):
+            shown.append(inputs["pixel_values"])
+            return super().training_step(model, inputs, *args, **settings)
+
+    Own(pooled(), settings(num_train_epochs=plain.num_views), train_dataset=plain).train()
+    assert len(shown) == plain.num_views
+    assert not any(shown[0].equal(later) for later in shown[1:])  # all views of a row come before any repeats
+
+
+def test_a_loader_of_this_package_is_taken_as_ones_own(plain, settings):
+    class Own(ReinforcedTrainer):
+        def get_train_dataloader(self):
+            return ReinforcedLoader(self.train_dataset, 4)
+
+    trainer = Own(pooled(), settings(num_train_epochs=1), train_dataset=plain)
+    trainer.train()
+    assert trainer.state.global_step == -(-len(plain) // 4)
+
+
+def test_a_sampler_that_would_not_be_asked_is_refused(plain, settings):
+    class Own(ReinforcedTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    with pytest.raises(
+        ConfigError, match=r"`_get_train_sampler` of Own would not be called: .* `get_train_dataloader`"
+    ):
+        Own(pooled(), settings(), train_dataset=plain)
+
+
 def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
     plus = datasets.load_dataset(str(tiny_folder), "all_ops", split="train")
     with pytest.raises(
@@ -282,14 +327,16 @@ def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
         lambda d: torch.utils.data.Subset(torch.utils.data.Subset(d, range(8)), range(4)),
         lambda d: torch.utils.data.ConcatDataset([d, d]),
         lambda d: [d[row] for row in range(4)],
+        lambda d: [d, d],
     ],
-    ids=["Subset", "Subset of a Subset", "ConcatDataset", "list"],
+    ids=["Subset", "Subset of a Subset", "ConcatDataset", "list", "list of datasets"],
 )
 def test_rows_that_would_show_one_view_in_all_epochs_are_refused(plain, settings, wrap):
     wrapped = wrap(plain)
     message = rf"got a {type(wrapped).__name__} of its rows, each of which would show one view in all epochs\. Sel"
-    with pytest.raises(ConfigError, match=message):
-        ReinforcedTrainer(pooled(), settings(), train_dataset=wrapped)
+    for student in (pooled(), "timm:test_resnet"):
+        with pytest.raises(ConfigError, match=message):
+            ReinforcedTrainer(student, settings(), train_dataset=wrapped)
     ReinforcedTrainer(pooled(), settings(), train_dataset=plain.select(range(4))).train()  # what the message advises
 
 

@@ -16,6 +16,7 @@ from datasets.packaged_modules.text.text import Text
 from huggingface_hub import metadata_load
 
 from hf_dr.errors import DataError
+from hf_dr.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +97,8 @@ def check_all_read(folder: Path) -> None:
     tables = [file for file in others if Path(file).suffix.lower() in _TABLES]
     if tables and isinstance(builder, ImageFolder):
         _warn(
-            f"{len(tables):,} tables of {folder} are not read, such as {tables[0]}: if it has the labels, call it metadata.csv "
-            "(or .jsonl, .parquet), and its column with the paths of the images `file_name`."
+            f"{counted(len(tables), 'table')} in {folder} next to the images will not be read, such as {tables[0]}. If it has "
+            "the labels, call it metadata.csv (or .jsonl, .parquet), and its column with the paths of the images `file_name`."
         )
 
 

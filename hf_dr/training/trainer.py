@@ -329,7 +329,7 @@ class ReinforcedTrainer(StudentTrainer):
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
-        if self._sampler is None and self._reinforced is not None:
+        if self._sampler is None and isinstance(self._reinforced, MappedReinforcedData):
             # The loader of a subclass asks for rows without a view, and gets that of the epoch.
             self._reinforced.set_epoch(settings["epoch"])
         with self._stream.in_epoch(settings["epoch"]):

@@ -189,7 +189,7 @@ def test_a_table_beside_images_that_is_not_read_is_told_and_can_be_read(tmp_path
     loaded, said = warned(place)
     assert loaded.column_names == ["image"]
     assert len(said) == 1
-    assert f"1 tables of {place} are not read, such as {table}: if it has the labels, call it metadata.csv" in said[0]
+    assert f"1 table in {place} next to the images will not be read, such as {table}. If it has the labels" in said[0]
     table.rename(tmp_path / "metadata.jsonl")  # as it says
     loaded, said = warned(place)
     assert (loaded["label"][:], said) == ([0, 1, 1], [])

@@ -86,10 +86,11 @@ def push_to_hub(
     _check_shards(folder, provenances)
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
 
-    pushed = _Configs(folder, repo_id, found, overwrite)
+    repository = Repository(repo_id, "dataset", revision, token)
+    pushed = _Configs(folder, repository, found, overwrite)
     fingerprints = ", ".join(f"{name} {provenance.fingerprint[:8]}" for name, provenance in provenances.items())
     return publish(
-        Repository(repo_id, "dataset", revision, token),
+        repository,
         files,
         functools.cache(pushed.card),  # parsing YAML takes its time, and each attempt asks again
         stale=pushed.is_stale,
@@ -111,7 +112,7 @@ class _Configs:
     """
 
     folder: Path
-    repo_id: str
+    repository: Repository
     configs: Mapping[str, CardConfig]
     overwrite: bool
     replaced: set[str] = field(default_factory=set)
@@ -122,8 +123,9 @@ class _Configs:
         if local is not None:
             local = keep_configs(local, self.configs)  # the card names no configuration before its data is there
         if remote is not None and local is not None:
-            warn_of_unsent(local, remote, GENERATED_KEYS, self.repo_id)
-        return update_card(local if remote is None else remote, self.configs, name=self.repo_id)
+            warn_of_unsent(local, remote, GENERATED_KEYS, self.repository.id)
+        place = {"name": self.repository.id, "revision": self.repository.named_revision}
+        return update_card(local if remote is None else remote, self.configs, **place)
 
     def check(self, repository: Repository, remote: Remote) -> None:
         """Refuses a repository in which something would be lost."""
@@ -146,7 +148,7 @@ class _Configs:
             if not self.overwrite:
                 differences = "; ".join(there.differences(config.provenance)[:5])
                 raise ConfigError(
-                    f"configuration `{name}` of {self.repo_id} must be the one that is pushed, found another ({differences}). "
+                    f"configuration `{name}` of {repository.id} must be the one that is pushed, found another ({differences}). "
                     "Pass `overwrite` to replace it, or reinforce under another `config_name`."
                 )
             self.replaced.add(name)

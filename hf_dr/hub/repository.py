@@ -125,6 +125,11 @@ class Repository:
             return page
         return f"{page}/discussions/{self.revision.removeprefix(_PULL_REQUEST)}"
 
+    @property
+    def named_revision(self) -> str | None:
+        """The branch that code must name to load what stands here; None for `main` and what is to become it."""
+        return None if self.revision == "main" or self.revision.startswith(_PULL_REQUEST) else self.revision
+
     def open(self, private: bool | None, create_pr: str | None) -> None:
         """Creates the repository and the branch if they do not exist; `create_pr` is the title of a pull request."""
         try:

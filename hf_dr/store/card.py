@@ -129,7 +129,9 @@ def read_card(path: Path) -> str | None:
         raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
 
 
-def update_card(existing: str | None, configs: Mapping[str, CardConfig], *, name: str) -> str:
+def update_card(
+    existing: str | None, configs: Mapping[str, CardConfig], *, name: str, revision: str | None = None
+) -> str:
     """Returns the card's whole text with these configurations; all that is not generated stays as it is.
 
     Doing it twice changes nothing, and configurations may come one by one in any order. The head and the foot are put only
@@ -140,6 +142,7 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig], *, name
         configs: The configurations, by name. A planned one gives a section without what only a run can tell, and no metadata
             of files.
         name: Hub id of the dataset or its folder's name, as it stands in the code to copy.
+        revision: The branch at the Hub, as it stands there too; None for `main`.
 
     Raises:
         FormatError: The existing card's YAML cannot be edited, or a marker of a generated part is damaged.
@@ -155,7 +158,7 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig], *, name
         body = f"{body or newline}# {inline(name.rpartition('/')[2])}{newline}"
     there = readme.part_names(body)
     parts = {key: text for key, text in ((_HEAD, HEAD_TEXT), (_FOOT, FOOT_TEXT)) if key in there or not there}
-    parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
+    parts |= {f"{_CONFIG} {key}": _section(config, name, revision) for key, config in configs.items()}
     return opening + metadata + closing + readme.merge_parts(body, parts, _rank, newline)
 
 
@@ -312,10 +315,10 @@ def _linked(value: object, kind: str = "") -> str:
     return f"[{value}](https://huggingface.co/{kind}{value})" if is_hub_id(value) else inline(value)
 
 
-def _section(config: CardConfig, name: str) -> str:
+def _section(config: CardConfig, name: str, revision: str | None) -> str:
     """Returns all that the card says about one configuration."""
     title = config.provenance.config_name
-    parts = [f"## {title}", _what_it_is(config), _how_to_use(config, name), _settings(config)]
+    parts = [f"## {title}", _what_it_is(config), _how_to_use(config, name, revision), _settings(config)]
     parts += ["### Teachers", *_teachers(config)]
     if config.statistics is not None:
         parts += ["### Statistics", *_statistics(config, config.statistics)]
@@ -354,14 +357,16 @@ def _what_it_is(config: CardConfig) -> str:
     return text
 
 
-def _how_to_use(config: CardConfig, name: str) -> str:
+def _how_to_use(config: CardConfig, name: str, revision: str | None) -> str:
     about = config.provenance
     quoted, place = json.dumps(name, ensure_ascii=False), shlex.quote(name)
-    join = flags = ""
+    at = readme.revision_argument(revision)
+    join = ""
+    flags = f" --revision {shlex.quote(revision)}" if revision else ""
     if about.overlay:
         base = str(about.base["id"]) if is_hub_id(about.base.get("id")) else "path/to/base"
         join = f', base="{base}"'
-        flags = f" --base {base}"
+        flags += f" --base {base}"
         if is_safe_name(str(about.base.get("config") or "")):
             join += f', base_config="{about.base["config"]}"'
             flags += f" --base_config {about.base['config']}"
@@ -378,9 +383,9 @@ from datasets import load_dataset
 from hf_dr import load_reinforced
 
 # The columns, without hf_dr:
-plus = load_dataset({quoted}, "{about.config_name}", split="{about.split}")
+plus = load_dataset({quoted}, "{about.config_name}", split="{about.split}"{at})
 # The views as the teacher saw them, train[i, v]:
-train = load_reinforced({quoted}, "{about.config_name}"{join})
+train = load_reinforced({quoted}, "{about.config_name}"{join}{at})
 ```
 
 ```

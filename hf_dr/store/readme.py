@@ -10,6 +10,7 @@ marker, and YAML that cannot be edited so, are a FormatError.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -190,6 +191,11 @@ def drop_parts(body: str, names: Collection[str]) -> str:
 def part_names(body: str) -> list[str]:
     """Returns the names of the generated parts of a body, in order."""
     return [key for key, _ in _split_body(body) if key is not None]
+
+
+def revision_argument(revision: str | None) -> str:
+    """Returns `, revision="v2"`, the end of a call's arguments in code to copy; nothing for None."""
+    return f", revision={json.dumps(revision)}" if revision else ""
 
 
 def own_lines(text: str, generated: Collection[str]) -> set[str]:

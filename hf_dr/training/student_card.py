@@ -26,7 +26,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import CARD_FILE, TAGS, is_noncommercial, read_card
 from hf_dr.store.card_texts import CITATION
 from hf_dr.store.json_files import read_object, validated
-from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
+from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, revision_argument, split_readme
 from hf_dr.teacher.architectures import ADDED
 from hf_dr.teacher.folds import fold_in_config
 from hf_dr.text import code, inline, markdown_table
@@ -204,13 +204,16 @@ def _described(calibration: Calibration | None, images: Any) -> dict[str, Any] |
     return {**known, "num_held_out": len(calibration.labels), "of": images}
 
 
-def update_student_card(existing: str | None, student: Student, name: str, *, ema: bool = False) -> str:
+def update_student_card(
+    existing: str | None, student: Student, name: str, *, revision: str | None = None, ema: bool = False
+) -> str:
     """Returns the whole text of a student's card; what people wrote into the existing one stays.
 
     Args:
         existing: The card as it is; None where there is none.
         student: What is known.
         name: Hub id, or the folder's name, as it stands in the code to copy.
+        revision: The branch at the Hub, as it stands there too; None for `main`.
         ema: Whether the weights are the averaged ones; then the metrics in the metadata are theirs.
 
     Raises:
@@ -225,7 +228,7 @@ def update_student_card(existing: str | None, student: Student, name: str, *, em
         return {**new, "tags": list(dict.fromkeys([*([there] if isinstance(there, str) else there), *new["tags"]]))}
 
     text = edit_yaml(_RESULTS.sub("", text), change, _KEYS, newline)  # results are of these weights or of none
-    return opening + text + closing + merge_parts(body, {"student": _body(student, name, ema)}, str, newline)
+    return opening + text + closing + merge_parts(body, {"student": _body(student, name, revision, ema)}, str, newline)
 
 
 def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
@@ -260,7 +263,7 @@ def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
     return card
 
 
-def _body(student: Student, name: str, ema: bool) -> str:
+def _body(student: Student, name: str, revision: str | None, ema: bool) -> str:
     start = f", fine-tuned from {code(student.start)}" if student.start else ""
     plus = student.dataset.get("reinforced", True)
     of = 'the "+" dataset' if plus else "the dataset"
@@ -291,10 +294,11 @@ def _body(student: Student, name: str, ema: bool) -> str:
     first = "```python\n"
     if student.model.partition(" ")[0] in ADDED:
         first += "import hf_dr.teacher.architectures  # timm itself has no such architecture\n"
-    parts += ["## Use", first + _TRANSFORMERS.replace("NAME", json.dumps(name))]
+    parts += ["## Use", first + _TRANSFORMERS.replace("NAME", json.dumps(name) + revision_argument(revision))]
     if student.timm:
-        place = "hf-hub" if "/" in name else "local-dir"
-        parts += ["or, without transformers,", first + _TIMM.replace("NAME", json.dumps(f"{place}:{name}"))]
+        place = f"hf-hub:{name}" if "/" in name else f"local-dir:{name}"
+        place += f"@{revision}" if revision else ""
+        parts += ["or, without transformers,", first + _TIMM.replace("NAME", json.dumps(place))]
     parts += ["## Training", _table("setting", student.settings)]
     if student.teachers:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]

@@ -170,18 +170,20 @@ def push_student(
             "%s has no card: its teachers, data and results will not be told. A training writes one at its end.", folder
         )
 
+    repository = Repository(repo_id, "model", revision, token)
+
     @functools.cache  # each attempt asks again
     def card(remote: str | None) -> str:
         if student is not None:
             if remote is not None and written is not None:
                 warn_of_unsent(written, remote, GENERATED_KEYS, repo_id)
-            return update_student_card(remote or written, student, repo_id, ema=ema)
+            return update_student_card(remote or written, student, repo_id, revision=repository.named_revision, ema=ema)
         return written or remote or _PLAIN_CARD.format(name=repo_id.rpartition("/")[2])
 
     with tempfile.TemporaryDirectory(prefix="hf_dr_student_") as out:
         export_student(folder, out, ema=ema)
         return publish(
-            Repository(repo_id, "model", revision, token),
+            repository,
             {path.name: path for path in sorted(Path(out).iterdir())},
             card,
             stale=lambda path: _OWN.fullmatch(path) is not None,

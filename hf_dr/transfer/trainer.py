@@ -28,7 +28,7 @@ from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
 from hf_dr.settings import Place, flag
 from hf_dr.store.base_dataset import load_base, sampled_rows
-from hf_dr.store.readme import merge_parts, newline_of, split_readme
+from hf_dr.store.readme import merge_parts, newline_of, revision_argument, split_readme
 from hf_dr.text import code
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.evaluated import share_buffers
@@ -73,7 +73,7 @@ _LOADING = """
 from hf_dr import {loader}
 from huggingface_hub import snapshot_download
 
-model = {loader}(snapshot_download("{repo_id}"))
+model = {loader}(snapshot_download("{repo_id}"{revision}))
 ```"""
 
 
@@ -355,8 +355,10 @@ class TransferTrainer(ResumableTrainer):
         images = described["dataset"].get("id")
         on = f"on {code(images)}, " if images else ""
         about = f"Trained {on}on the backbone {code(described['student']['id'])}. {measured}".rstrip()
+        repository = Repository(self.hub_model_id, "model", revision or args.hub_revision, token or args.hub_token)
         if loader := LOADERS.get(described["task"]):
-            about += _LOADING.format(loader=loader, repo_id=self.hub_model_id)
+            at = revision_argument(repository.named_revision)
+            about += _LOADING.format(loader=loader, repo_id=self.hub_model_id, revision=at)
 
         def card(remote: str | None) -> str:
             opening, metadata, closing, body = split_readme(remote or _CARD.format(tag=described["task"], name=name))
@@ -364,7 +366,7 @@ class TransferTrainer(ResumableTrainer):
 
         folder = Path(args.output_dir or ".")
         return publish(
-            Repository(self.hub_model_id, "model", revision or args.hub_revision, token or args.hub_token),
+            repository,
             {file: folder / file for file in (SAFE_WEIGHTS_NAME, TRANSFER_FILE, RESULTS_FILE)},
             card,
             private=private if private is not None else args.hub_private_repo,

@@ -325,6 +325,10 @@ def test_a_branch_is_made_and_main_left_alone(loopback_hub: LoopbackHub, plus: P
     assert push.revision == "v2"
     assert "all_ops/reinforcement.json" in loopback_hub.files(REPO, "v2")
     assert "all_ops/reinforcement.json" not in loopback_hub.files(REPO)
+    card = loopback_hub.files(REPO, "v2")["README.md"].decode()
+    assert f'plus = load_dataset("{REPO}", "all_ops", split="train", revision="v2")' in card
+    assert f'train = load_reinforced("{REPO}", "all_ops", revision="v2")' in card
+    assert card.count(" --name all_ops --revision v2 ") == 2
     assert len(datasets.load_dataset(REPO, "all_ops", split="train", revision="v2")) == 12
 
 
@@ -333,6 +337,7 @@ def test_a_pull_request_is_opened_once(loopback_hub: LoopbackHub, plus: Path) ->
     assert (first.revision, second.commit) == ("refs/pr/1", first.commit)
     assert first.url.endswith(f"{REPO}/discussions/1")
     assert "all_ops/reinforcement.json" in loopback_hub.files(REPO, "refs/pr/1")
+    assert f'train = load_reinforced("{REPO}", "all_ops")' in first.card
     assert "all_ops/reinforcement.json" not in loopback_hub.files(REPO)
 
 

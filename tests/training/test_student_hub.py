@@ -361,7 +361,14 @@ def test_to_a_pull_request_or_a_branch(loopback_hub, trained):
     assert push.revision == "refs/pr/1"
     assert pushed(loopback_hub) == {}
     push_student(trained, REPO, revision="v1", tags=["first"])
-    assert set(loopback_hub.files(REPO, "first", repo_type="models")) >= PUBLISHED
+    assert "refs/pr" not in push.card
+    files = loopback_hub.files(REPO, "first", repo_type="models")
+    assert files.keys() >= PUBLISHED
+    card = files["README.md"].decode()
+    assert card.count(f'from_pretrained("{REPO}", revision="v1")') == 2
+    assert f'timm.create_model("hf-hub:{REPO}@v1", pretrained=True)' in card
+    model = AutoModelForImageClassification.from_pretrained(REPO, revision="v1")
+    assert torch.equal(answer(timm.create_model(f"hf-hub:{REPO}@v1", pretrained=True)), answer(model))
     assert HfApi().model_info(REPO).private
 
 

@@ -410,6 +410,15 @@ def test_names_in_the_card_are_only_names(short, loopback_hub, images, said):
     assert said in loopback_hub.files("me/line", repo_type="models")["README.md"].decode()
 
 
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_the_card_loads_from_the_branch_that_was_pushed_to(short, loopback_hub):
+    short._description["task"] = "object-detection"
+    for revision, place in (("v2", '"me/line", revision="v2"'), (None, '"me/line"')):
+        short.args.hub_revision = revision
+        card = short.push_to_hub().card
+        assert f"model = load_detector(snapshot_download({place}))" in card
+
+
 # What Trainer does about the client's progress bars.
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
 def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub, monkeypatch):

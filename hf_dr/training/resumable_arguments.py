@@ -77,7 +77,8 @@ class ResumableArguments(TrainingArguments):
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ConfigError(
                 "float16 (`fp16`, or accelerate's `mixed_precision`) needs an accelerator, found the CPU, on which accelerate "
-                "would compute in float32. Set `bf16`, or leave it out."
+                "would compute in float32. Set `bf16` instead, or leave it out: `--fp16 false` takes back what a recipe sets, "
+                "also for `--smoke`."
             )
         if self.batch_size is not None:
             self._divide(self.batch_size)

@@ -553,7 +553,10 @@ def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeyp
             "the settings must be such as transformers takes, but: .*No such file",
         ),
         ({"accelerator_config": {"even": True}}, "the settings must be such as transformers takes, but: .*'even'"),
-        ({"fp16": True}, r"float16 \(`fp16`, or accelerate's `mixed_precision`\) needs an accelerator, found the CPU"),
+        (
+            {"fp16": True},
+            r"float16 \(`fp16`, or accelerate's `mixed_precision`\) needs an accelerator, found the CPU, .*false",
+        ),
         ({"fp16": True, "bf16": True}, "the settings must be such as transformers takes, but: At most one of fp16 and"),
         ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` needs workers"),
         pytest.param(

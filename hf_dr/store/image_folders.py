@@ -38,7 +38,7 @@ def check_all_read(folder: Path) -> None:
     Raises:
         DataError: They are left out because the folder of a class, or other images, have the word for a split in their names,
             because the text files beside them are read instead, or because none is of a kind that is read; or a name is not
-            UTF-8.
+            UTF-8, or has a line break.
     """
     folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
@@ -66,6 +66,12 @@ def check_all_read(folder: Path) -> None:
     others = sorted(set(_files(folder)) - read)
     unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
     left = [file for file in others if Path(file).suffix.lower() in _IMAGES and os.path.isfile(file)]  # noqa: PTH113
+    broken = [file for file in left if "\n" in file.removeprefix(str(folder))]
+    if broken:
+        raise DataError(
+            "the names of files and folders must be without line breaks, for `datasets` leaves out those with one, found "
+            f"{broken[0]!a} ({len(broken)} such images). Rename them."
+        )
     if left and isinstance(builder, Text):
         raise DataError(
             f"the images of {folder} must be read, but `datasets` reads its {len(read):,} text files, such as {min(read)}, "

@@ -95,11 +95,15 @@ def check_dataset(
         raise DataError(
             f"`label_column` must name a column, got {label_column!r}. {label_advice(dataset, chosen, advice)}"
         )
-    if not pa.types.is_integer(features.arrow_schema.field(label_column).type):
+    kind = features.arrow_schema.field(label_column).type
+    if not pa.types.is_integer(kind):
+        convert = f"Number names of classes with `dataset.class_encode_column({label_column!r})`"
+        # As numbers in a CSV become where some are left out; taken for names, 10.0 would come before 2.0.
+        if pa.types.is_floating(kind):
+            convert = f"Make them whole numbers with `dataset.cast_column({label_column!r}, datasets.Value('int64'))`"
         raise DataError(
-            f"`{label_column}` must hold class numbers, got {features[label_column]}. Number names of classes with "
-            f"`dataset.class_encode_column({label_column!r})`; a command reads what `save_to_disk` then writes. Or name "
-            "another `label_column`, or `none`."
+            f"`{label_column}` must hold class numbers, got {features[label_column]}. {convert}; a command reads what "
+            "`save_to_disk` then writes. Or name another `label_column`, or `none`."
         )
     return chosen, label_column
 

@@ -173,6 +173,19 @@ def test_classes_by_name_are_read_once_they_have_numbers(tmp_path, tiny_dataset)
     assert [saved.features["label"].names[number] for number in saved["label"]] == list(texts["label"])
 
 
+def test_labels_with_a_point_are_read_once_they_are_whole(tmp_path, tiny_dataset):
+    """Numbers in a CSV in which some are left out; again the way that the message names."""
+    there = [None, *range(1, len(tiny_dataset))]
+    points = tiny_dataset.remove_columns("label").add_column("label", [None, *map(float, there[1:])])
+    with pytest.raises(
+        DataError, match=r"got Value\('float64'\)\. Make .* `dataset\.cast_column\('label', datasets\.Val"
+    ):
+        check_dataset(points)
+    whole = points.cast_column("label", datasets.Value("int64"))
+    assert check_dataset(whole) == ("image", "label")
+    assert list(whole["label"]) == there
+
+
 def test_what_a_local_dataset_does_not_have_is_refused(tmp_path):
     numbers(1).to_parquet(tmp_path / "train.parquet")
     numbers(1).save_to_disk(tmp_path / "saved")

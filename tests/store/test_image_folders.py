@@ -156,6 +156,16 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path):
         load_base(place)
 
 
+@pytest.mark.parametrize("name", ["b/3\n4.jpg", "c\nd/3.jpg"])
+def test_a_name_of_two_lines_is_told(tmp_path, name):
+    try:
+        place = photos(tmp_path, "a/1.jpg", "b/2.jpg", name)
+    except OSError:
+        pytest.skip("the file system has no such names")
+    with pytest.raises(DataError, match=r"must be without line breaks, .*\\n.*\(1 such images\)\. Rename them"):
+        load_base(place)
+
+
 def test_where_the_system_writes_names_otherwise_all_are_read(tmp_path, monkeypatch):
     place = photos(tmp_path, "a/ä.jpg", "b/2.jpg")
     monkeypatch.setattr(os, "fsencode", lambda name: os.fspath(name).encode("latin-1", "replace"))  # as in its locale

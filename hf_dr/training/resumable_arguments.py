@@ -59,8 +59,8 @@ class ResumableArguments(TrainingArguments):
         strategy = plain(self.hub_strategy)
         if self.push_to_hub and strategy not in self.hub_strategies:
             raise ConfigError(
-                f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
-                "training as pickles, which are not published. Choose another."
+                f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: the model is published then, "
+                "and never the state of the training, whose files are pickles. Choose another."
             )
         if self.greater_is_better is None and lower_is_better(self.metric_for_best_model):
             self.greater_is_better = False  # Trainer knows this of losses only

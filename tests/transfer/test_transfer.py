@@ -556,7 +556,7 @@ def test_what_decays(tmp_path):
      ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` has no part in this training"),
      ({"gradient_checkpointing": True}, "`gradient_checkpointing` has no part in this training, got True"),
      ({"bf16_full_eval": True}, "`bf16_full_eval` has no part in this training, got True"),
-     ({"push_to_hub": True, "hub_strategy": "every_save"}, "`hub_strategy` must be end")],
+     ({"push_to_hub": True, "hub_strategy": "every_save"}, "`hub_strategy` must be end, got every_save: the model is ")],
 )  # fmt: skip
 def test_impossible_settings(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):

@@ -22,13 +22,6 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.rng import check_seed
 
-# Hashed with what determines the data: so its fingerprint is that of versions which described it like a "+" dataset, and their
-# runs can be resumed and compared.
-_AS_A_PLUS_DATASET: dict[str, Any] = {
-    "config_name": "", "num_views": 0, "top_k": 0, "overlay": False, "mixing_scope": "dataset", "on_bad_image": "error",
-    "teacher": {"members": []}, "library_versions": {}, "schema_version": 1,
-}  # fmt: skip
-
 
 class AugmentedDataset(MappedReinforcedData):
     """A base dataset on the data path of reinforced ones, for training on labels and for a teacher in memory.
@@ -84,7 +77,6 @@ class AugmentedDataset(MappedReinforcedData):
         self.seed = int(seed)
         base_hash = {"content_hash": content_hash(self.images)}
         determining = {
-            **_AS_A_PLUS_DATASET,
             "split": split,
             "augmentation": augmentation.to_list(),
             "num_classes": num_classes,

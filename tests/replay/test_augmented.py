@@ -89,15 +89,6 @@ def test_another_dataset_or_augmentation_has_another_fingerprint(augmented, tiny
     assert len({each.fingerprint for each in (augmented, *others)}) == 3
 
 
-def test_the_fingerprint_is_that_of_earlier_versions(tiny_dataset, monkeypatch):
-    """Their runs can be resumed and compared. The hash of the images is given: it depends on who wrote the files."""
-    monkeypatch.setattr("hf_dr.replay.augmented.content_hash", lambda images: "0" * 64)
-    described = {"id": "org/base", "config": "default", "revision": "main", "license": "mit"}
-    augmentation = Augmentation([RandomResizedCrop(24, passes="pillow13"), RandomHorizontalFlip()])  # theirs
-    dataset = AugmentedDataset(tiny_dataset, augmentation, described=described, split="train[:12]", seed=3, **COLUMNS)
-    assert dataset.fingerprint == "9b5938cfadc27c52d09b698fa482b2ab65a19163afcf50c1797fc04784bb38f0"
-
-
 def test_its_origin_is_a_base_and_no_reinforcement(augmented, tiny_dataset):
     """A provenance is of a "+" dataset, and its reader refuses one of zero views."""
     origin = AugmentedDataset(tiny_dataset, AUGMENTATION, described={"id": "org/base"}, **COLUMNS).origin

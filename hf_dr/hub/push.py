@@ -124,8 +124,9 @@ class _Configs:
             local = keep_configs(local, self.configs)  # the card names no configuration before its data is there
         if remote is not None and local is not None:
             warn_of_unsent(local, remote, GENERATED_KEYS, self.repository.id)
-        place = {"name": self.repository.id, "revision": self.repository.named_revision}
-        return update_card(local if remote is None else remote, self.configs, **place)
+        existing = local if remote is None else remote
+        repository = self.repository
+        return update_card(existing, self.configs, name=repository.id, revision=repository.named_revision)
 
     def check(self, repository: Repository, remote: Remote) -> None:
         """Refuses a repository in which something would be lost."""

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 NO_GROUP = (
-    r".*(server socket has failed|client socket has (failed|timed out)|waiting for clients|connectFullMesh failed)"
+    r".*(server socket has failed|client socket has (failed|timed out)|waiting for clients|connectFullMesh failed|"
+    r"Ping failed)"
 )
 """What torch says where the processes of a launch cannot connect, which is no fault of their settings."""
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from torch.distributed.rendezvous import rendezvous
 
 from hf_dr.errors import ConfigError, HfDrError
 
@@ -34,6 +35,10 @@ KERNELS = (
 """Functions of one argument."""
 OVER_ROWS = ("log_softmax", "logsumexp", "softmax")
 """Functions of one argument and a dimension."""
+
+MEETING = timedelta(minutes=10)
+"""How long the processes of a launch wait for each other at its start: with a wrong address they would never meet."""
+_WAITING = timedelta(days=7)
 
 _Batch = TypeVar("_Batch")
 _Asked = TypeVar("_Asked")
@@ -68,11 +73,19 @@ def has_amx() -> bool:
 def process_state() -> PartialState:
     """Returns accelerate's state; a rank that has finished waits for the others for up to a week, not ten minutes.
 
-    Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does.
+    Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does. They
+    must meet within ten minutes: the group alone has one timeout for both.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     leave_group_at_exit()
-    return PartialState(cpu=cpu, timeout=timedelta(days=7))
+    of_launch = os.environ.keys() >= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    by_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")  # which meets by itself
+    met: dict[str, Any] = {}
+    if of_launch and not (by_deepspeed or PartialState._shared_state or in_process_group()):
+        store, rank, world_size = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(_WAITING)
+        met = {"store": torch.distributed.PrefixStore("group", store), "rank": rank, "world_size": world_size}
+    return PartialState(cpu=cpu, timeout=_WAITING, **met)
 
 
 def refuse_several(what: str) -> None:

@@ -38,8 +38,8 @@ _ADVICE = {
     ),
     NO_GROUP: (
         "The processes of this launch cannot connect: let it take another port (`--main_process_port` of accelerate, "
-        "`--master_port` of torchrun), and on several nodes name the first one's address (`--main_process_ip`, "
-        "`--master_addr`), and the network that all share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."
+        "`--master_port` of torchrun, MASTER_PORT), and on several nodes name the first one's address (`--main_process_ip`, "
+        "`--master_addr`, MASTER_ADDR), and the network that all share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."
     ),
     r".*(out of memory|can't allocate memory|not enough memory)": (
         "Take smaller batches, in a training by a larger `gradient_accumulation_steps`, and run the same command again; what "

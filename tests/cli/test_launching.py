@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import children
@@ -17,6 +18,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import save_file
 
+from hf_dr import processes
+from hf_dr.cli.launch import guarded
 from hf_dr.cli.main import main
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -43,6 +46,36 @@ def test_processes_that_cannot_connect_are_no_fault_of_the_settings(tmp_path, wo
         child.text,
         re.MULTILINE,
     )
+
+
+def meet(seconds: float | None = None) -> int:
+    """Meets the other process, for which it waits so long, and says how long it would then wait for its work."""
+    if seconds is not None:
+        processes.MEETING = timedelta(seconds=seconds)
+
+    def run() -> int:
+        state = processes.process_state()
+        processes.on_main(state, lambda: None)
+        print(torch.distributed.distributed_c10d._get_default_store().timeout.days)
+        return 0
+
+    return guarded(run)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_no_other_meets_ends_soon(tmp_path, rank):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+    child = children.start(meet, 0.5, log=tmp_path / "log", **group)
+    assert child.wait(300) == 2
+    said = "[Tt]imed out after .*(clients|connect to).*The processes of this launch cannot connect: .*MASTER_ADDR"
+    assert re.search(said, child.text)
+
+
+def test_processes_that_have_met_wait_a_week_for_each_other(tmp_path):
+    assert children.run(meet, two=True, log=tmp_path / "log").split() == ["7", "7"]
 
 
 def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():

@@ -201,6 +201,18 @@ def check_loss(args: ReinforcedTrainingArguments, compute_loss_func: object) -> 
             raise ConfigError(f"`{name}` has no part in the loss of a reinforced dataset, got one. {instead}.")
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
+    """Refuses an optimizer that was made of another model."""
+    if optimizer is None:
+        return
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ConfigError(
+            "the optimizer must have weights of the model, but has others, so that nothing would be learned. Make it from "
+            "`model.parameters()` of the model that the trainer gets."
+        )
+
+
 def check_model_settings(args: ReinforcedTrainingArguments, model: nn.Module) -> None:
     """Refuses settings for which transformers asks a model what not every model knows."""
     # The lowest transformers that is accepted has the old name. All its models have the method, if only to refuse: what counts

@@ -94,7 +94,7 @@ class ResumableTrainer(_Searching):
         if args.eval_on_start and settings.get("eval_dataset") is None:
             raise ConfigError("`eval_on_start` needs an `eval_dataset`, got none. Give one, or leave it out.")
         warm_up_kernels()
-        self._sampler: Any = None  # of the training set, if it has a `set_epoch`
+        self._sampler: Any = None  # what must know the epoch: the sampler of the training set, or that set itself
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._calibration: Any = None  # theirs, if they have taken a temperature in
         self._loaders: list[Any] = []  # those that may have workers

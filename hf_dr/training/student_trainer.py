@@ -26,7 +26,7 @@ from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.calibrating import Calibration, calibrate
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checkpoints import plain
-from hf_dr.training.checks import as_evaluation, check_no_path, check_one, is_undecoded
+from hf_dr.training.checks import as_evaluation, check_no_path, check_one, check_optimizer, is_undecoded
 from hf_dr.training.device_views import with_made_views
 from hf_dr.training.evaluated import names_of_metrics
 from hf_dr.training.losses import check_classes
@@ -62,13 +62,7 @@ class StudentTrainer(ResumableTrainer):
                 f"`warmup_epochs` must be 0 with a scheduler of your own, got {self.args.warmup_epochs} and "
                 f"{type(self.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
             )
-        if self.optimizer is not None:
-            own = {id(parameter) for parameter in self.model.parameters()}
-            if not any(id(parameter) in own for group in self.optimizer.param_groups for parameter in group["params"]):
-                raise ConfigError(
-                    "the optimizer must have weights of the model, but has others, so that nothing would be learned. Make it "
-                    "of `model.parameters()` of the model that the trainer gets."
-                )
+        check_optimizer(self.optimizer, self.model)
         self._normalization = normalization
         self._look_at_model()
 

@@ -105,6 +105,8 @@ class ReinforcedTrainer(StudentTrainer):
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self._stream = StreamProgress(self)
         self._check_train_dataset()
+        if isinstance(train, MappedReinforcedData):
+            self._sampler = train  # the loader of a subclass asks for rows without a view, and gets that of the epoch
         self.add_callback(_LateCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
         check_replay(train, None if self._augmenter is None else (self._augmenter, args.device))
@@ -301,9 +303,7 @@ class ReinforcedTrainer(StudentTrainer):
     def _tail(self) -> TailRule:
         """The tail rule of the loss: `tail`, or that of the signal of what is evaluated, else of what is learned from."""
         data = self._reinforced if self._evaluated is None else self._evaluated
-        if data is None:
-            return self.args.tail or "uniform"
-        return tail_rule(self.args.tail, data.signal)
+        return (self.args.tail or "uniform") if data is None else tail_rule(self.args.tail, data.signal)
 
     def evaluation_loop(
         self,
@@ -329,9 +329,6 @@ class ReinforcedTrainer(StudentTrainer):
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
-        if self._sampler is None and isinstance(self._reinforced, MappedReinforcedData):
-            # The loader of a subclass asks for rows without a view, and gets that of the epoch.
-            self._reinforced.set_epoch(settings["epoch"])
         with self._stream.in_epoch(settings["epoch"]):
             super()._run_epoch(*args, **settings)
 

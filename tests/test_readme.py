@@ -379,7 +379,7 @@ def test_what_is_said_of_teachers_and_views_was_measured():
         for student in ("resnet", "vit")
         for epochs in (10, 30)
     ]
-    ways = [f"cifar10_resnet_{key}" for key in MADE.WAYS_OF_VIEWS.values()]
+    ways = [key for _, key in MADE.WAYS_OF_VIEWS["CIFAR-10, 30 epochs"].values()]
     labels, _, every, both = ways
     for student in (every, both):
         gained.append(MADE.gain_by_seed(curve, student, labels))
@@ -416,6 +416,15 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     )
     assert f"nothing was lost: {MADE.mean(curve, f'{both}_mce', style='.1f')} %" in text
     tiny = measured("curve_tiny_imagenet")
+    half = measured("half_weight")
+    both, alone = (
+        MADE.mean(found, f"tiny_imagenet_resnet_{way}30epochs_16views_reinforced_top1")
+        for found, way in ((half, "labels0.5_"), (tiny, ""))
+    )
+    assert f"{both} % in 30 epochs with V = 16, and {alone} %" in text
+    alone, both = (MADE.mean(half, f"fashion_mnist_resnet_{way}reinforced_top1") for way in ("", "labels0.5_"))
+    labels = 100 * half["fashion_mnist_resnet_labels0.5_erm_top1"]
+    assert f"{alone} %, {both} % with half of the weight on the labels, and {labels:.2f} % on labels" in text
     of_tiny = [f"tiny_imagenet_resnet_{epochs}epochs_16views" for epochs in (10, 30)]
     shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]
     rose, fell = (MADE.mean(tiny, f"{key}_ece_gain").strip("-") for key in of_tiny)

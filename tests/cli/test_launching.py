@@ -75,7 +75,11 @@ def test_a_process_that_no_other_meets_ends_soon(tmp_path, rank):
 
 
 def test_processes_that_have_met_wait_a_week_for_each_other(tmp_path):
-    assert children.run(meet, two=True, log=tmp_path / "log").split() == ["7", "7"]
+    said = children.run(meet, two=True, log=tmp_path / "log")
+    assert re.findall(r"^\d+$", said, re.MULTILINE) == [
+        "7",
+        "7",
+    ]  # older versions of gloo tell of their connections, too
 
 
 def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():

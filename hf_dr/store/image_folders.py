@@ -27,7 +27,7 @@ _WORD = re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(sorted(_SPLITS))})(?:[-._ 0-9]
 _UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _IMAGES = frozenset(ImageFolder.EXTENSIONS)
 # Next to images `datasets` reads those called `metadata` alone.
-_TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+_TABLES = frozenset({".csv", ".jsonl", ".parquet"})
 
 
 def check_all_read(folder: Path) -> None:

@@ -175,9 +175,11 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
             "own order. Leave it out."
         )
-    if type(trainer)._get_train_sampler is not Trainer._get_train_sampler:
+    whose = type(trainer)
+    own_loader = not whose.get_train_dataloader.__module__.startswith("hf_dr.")  # which may well use its own sampler
+    if whose._get_train_sampler is not Trainer._get_train_sampler and not own_loader:
         raise ConfigError(
-            f"`_get_train_sampler` of {type(trainer).__name__} would not be called: a reinforced dataset has its own order. "
+            f"`_get_train_sampler` of {whose.__name__} would not be called: a reinforced dataset has its own order. "
             "Override `get_train_dataloader`; what that returns shows another view of each row in each epoch."
         )
     if trainer.accelerator.split_batches and isinstance(train, StreamedReinforcedDataset):
@@ -202,11 +204,10 @@ def check_loss(args: ReinforcedTrainingArguments, compute_loss_func: object) -> 
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
-    """Refuses an optimizer that was made of another model."""
-    if optimizer is None:
-        return
+    """Refuses an optimizer that was made of another model; one of DeepSpeed does not tell what it has."""
+    groups = getattr(optimizer, "param_groups", ())
     own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+    if groups and not any(id(parameter) in own for group in groups for parameter in group["params"]):
         raise ConfigError(
             "the optimizer must have weights of the model, but has others, so that nothing would be learned. Make it from "
             "`model.parameters()` of the model that the trainer gets."

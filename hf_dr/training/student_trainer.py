@@ -69,8 +69,9 @@ class StudentTrainer(ResumableTrainer):
     def _look_at_model(self) -> None:
         """Reads from the model what it is shown and saved with, where that was not given; again for each of `model_init`."""
         model = self.model
-        # A loss of this package takes labels also where forward does not.
-        if self.args.label_names is None and (self._takes_anything or self._reinforced is not None):
+        # A loss of this package takes labels also where forward takes none.
+        takes_none = self._reinforced is not None and not self.label_names
+        if self.args.label_names is None and (self._takes_anything or takes_none):
             self.label_names = ["labels"]
         # Before any wrapper changes its class; a search drops the model between its trials, in the first process alone.
         self._model_summary = _summary(model)

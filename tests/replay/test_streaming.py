@@ -331,7 +331,7 @@ def test_forked_and_spawned_processes_see_the_epoch_change_together():
     for method in ("fork", "spawn", "fork"):
         context = multiprocessing.get_context(method)
         here, there = context.Pipe()
-        processes.append(context.Process(target=_tell_epochs, args=(epochs, there)))
+        processes.append(context.Process(target=_tell_epochs, args=(epochs, there), daemon=True))
         processes[-1].start()
         pipes.append(here)
     for values in ([2, 2, 2], [3, 4, 5], [1, 0, 7]):

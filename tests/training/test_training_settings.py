@@ -311,6 +311,13 @@ def test_a_sampler_that_would_not_be_asked_is_refused(plain, settings):
     ):
         Own(pooled(), settings(), train_dataset=plain)
 
+    class WithLoader(Own):
+        def get_train_dataloader(self):
+            sampler = self._get_train_sampler()
+            return torch.utils.data.DataLoader(self.train_dataset, 4, sampler=sampler, collate_fn=self.data_collator)
+
+    assert WithLoader(pooled(), settings(max_steps=2), train_dataset=plain).train().global_step == 2
+
 
 def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
     plus = datasets.load_dataset(str(tiny_folder), "all_ops", split="train")

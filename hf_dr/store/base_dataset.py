@@ -102,8 +102,8 @@ def _check_parquet(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             raise DataError(
-                f"a dataset in one file must be Parquet, but {path.name} is not. Name a folder of images, or open the file "
-                "with `datasets.load_dataset` and name what `save_to_disk` writes."
+                f"a dataset in one file must be Parquet, but {path.name} is not. Name a folder of images, into which "
+                "an archive was unpacked, or open the file with `datasets.load_dataset` and name what `save_to_disk` writes."
             )
 
 

@@ -92,13 +92,13 @@ def check_all_read(folder: Path) -> None:
     packed = sorted(file for file in read if Path(file).suffix == ".zip")
     if packed:
         _warn(
-            f"{len(packed):,} archives of {folder} are read as well, such as {packed[0]}: move an archive away if its images "
-            "are in the folder, too, else unpack it."
+            f"{counted(len(packed), 'archive')} in {folder} will be read as well, such as {packed[0]}: move an archive away if "
+            "its images are in the folder, too, else unpack it."
         )
     if unreadable:
         _warn(
-            f"{len(unreadable):,} files of {folder} are not read as images and left out, such as {unreadable[0]}: "
-            "convert them to JPEG or PNG."
+            f"{counted(len(unreadable), 'file')} in {folder} cannot be read as images and will be left out, such as "
+            f"{unreadable[0]}: convert them to JPEG or PNG."
         )
     tables = [file for file in others if Path(file).suffix.lower() in _TABLES]
     if tables and isinstance(builder, ImageFolder):

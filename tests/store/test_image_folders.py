@@ -84,7 +84,7 @@ def test_an_archive_beside_the_images_is_told(tmp_path, warned):
     loaded, said = warned(place)
     assert len(loaded) == 4
     assert len(said) == 1
-    assert "1 archives of" in said[0]
+    assert "1 archive in" in said[0]
     assert "move an archive away if its images are in the folder" in said[0]
 
 
@@ -181,8 +181,8 @@ def test_photos_of_phones_broken_links_and_linked_folders_are_told(tmp_path, war
     loaded, said = warned(place)
     assert len(loaded) == 2
     assert len(said) == 1
-    assert "3 files of" in said[0]
-    assert "are not read as images and left out, such as " in said[0]
+    assert "3 files in" in said[0]
+    assert "cannot be read as images and will be left out, such as " in said[0]
     photos(tmp_path / "elsewhere", "5.jpg")
     (tmp_path / "photos" / "c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "a" / "round").symlink_to(tmp_path / "photos")

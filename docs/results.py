@@ -238,7 +238,7 @@ ROBUST_STUDENTS = (
     ("curve", "vit_30epochs", "ViT, 30 epochs"),
     ("curve_tiny_imagenet", "resnet_100epochs_16views", "ResNet, 100 epochs"),
 )
-# What the students of `a_view_for_each_epoch` learned from, and in which file they are by which part of the keys.
+# What the students of `a_view_for_each_epoch` learned from: the file of their results, and how its keys begin.
 LABELS = "labels, a new view in each epoch"
 WAYS_OF_VIEWS = {
     "CIFAR-10, 30 epochs": {

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from torch.distributed.rendezvous import rendezvous
 
 from hf_dr.errors import ConfigError, HfDrError
 
@@ -82,6 +81,8 @@ def process_state() -> PartialState:
     by_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")  # which meets by itself
     met: dict[str, Any] = {}
     if of_launch and not (by_deepspeed or PartialState._shared_state or in_process_group()):
+        from torch.distributed.rendezvous import rendezvous  # here, because torch may be built without it
+
         store, rank, world_size = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(_WAITING)
         met = {"store": torch.distributed.PrefixStore("group", store), "rank": rank, "world_size": world_size}

@@ -76,10 +76,8 @@ def test_a_process_that_no_other_meets_ends_soon(tmp_path, rank):
 
 def test_processes_that_have_met_wait_a_week_for_each_other(tmp_path):
     said = children.run(meet, two=True, log=tmp_path / "log")
-    assert re.findall(r"^\d+$", said, re.MULTILINE) == [
-        "7",
-        "7",
-    ]  # older versions of gloo tell of their connections, too
+    # In lines of their own, because older versions of gloo tell of their connections, too.
+    assert re.findall(r"^\d+$", said, re.MULTILINE) == ["7", "7"]
 
 
 def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():

@@ -272,7 +272,7 @@ def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
 
 def column_compression(features: Features) -> dict[str, str]:
     """Returns the codec of each Parquet leaf column; images are compressed already."""
-    return {leaf.path: "NONE" if isinstance(features[name], Image) else "ZSTD" for name, leaf in _leaves(features)}
+    return {path: "NONE" if isinstance(features[name], Image) else "ZSTD" for name, path, _ in _leaves(features)}
 
 
 def column_encoding(features: Features) -> dict[str, str]:
@@ -284,16 +284,21 @@ def column_encoding(features: Features) -> dict[str, str]:
     # Parquet allows float16, which it stores as two bytes, to be split, but DuckDB 2.0 cannot read it. Whole, the answers take
     # about a tenth more.
     whole = ("BOOLEAN", "FIXED_LEN_BYTE_ARRAY")
-    own = [leaf for name, leaf in _leaves(features) if is_reserved(name)]
-    return {leaf.path: "PLAIN" if leaf.physical_type in whole else "BYTE_STREAM_SPLIT" for leaf in own}
+    own = [(path, kind) for name, path, kind in _leaves(features) if is_reserved(name)]
+    return {path: "PLAIN" if kind in whole else "BYTE_STREAM_SPLIT" for path, kind in own}
 
 
-def _leaves(features: Features) -> list[tuple[str, pq.ColumnSchema]]:
-    """Returns Parquet's leaf columns, with the names of their features: a name may have dots, as the paths of leaves do."""
+def _leaves(features: Features) -> list[tuple[str, str, str]]:
+    """Returns the feature, the path and the physical type of each of Parquet's leaf columns."""
+    schema = features.arrow_schema
+    # Numbers in place of the names, which may have dots, as the paths of leaves do.
+    numbered = pa.schema([field.with_name(str(number)) for number, field in enumerate(schema)])
+    file = _empty_file(numbered).schema
     leaves = []
-    for field in features.arrow_schema:
-        schema = _empty_file(pa.schema([field])).schema
-        leaves += [(field.name, schema.column(n)) for n in range(len(schema))]
+    for leaf in map(file.column, range(len(file))):
+        number, dot, below = leaf.path.partition(".")
+        name = schema.names[int(number)]
+        leaves.append((name, f"{name}{dot}{below}", leaf.physical_type))
     return leaves
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import multiprocessing
@@ -18,7 +17,6 @@ import datasets
 import huggingface_hub.file_download
 import huggingface_hub.utils._http
 import pytest
-from conftest import ALL_OPS
 from loopback_hub import Commit, Fault, LoopbackHub
 
 import hf_dr.hub.repository
@@ -35,7 +33,7 @@ from hf_dr.views.ops.geometry import RandomResizedCrop
 
 REPO = "org/tiny-plus"
 FAULTS = ("500", "429", "cut", "reset", "lost")
-LASTING = ("400", "404", "409", "412", "422", "html", "half", "echo400", "echo404", "echo422", "echo503")
+ANSWERS = ("400", "404", "409", "412", "422", "html", "half", "echo400", "echo404", "echo422", "echo503")
 CLEAR = re.compile(r"expected .*, but .*\. .*(Nothing|Either|All).*(published|visible)", re.DOTALL)
 CARD = b"---\nlicense: mit\n---\n\nWritten by people.\n"
 
@@ -63,10 +61,24 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
+def make(folder: Path, name: str, dataset: datasets.Dataset, teacher: Teacher, num_views: int) -> None:
+    """Makes a configuration of few columns, which is soon pushed, in two shards."""
+    config = ReinforceConfig(str(folder), name, num_views=num_views, top_k=3, shard_size=6)
+    reinforce(dataset, teacher, Augmentation([RandomResizedCrop(24)]), config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher) -> Path:
+    """A folder with the one configuration `crops`. Read only."""
+    folder = tmp_path_factory.mktemp("one") / "tiny-plus"
+    make(folder, "crops", tiny_dataset, tiny_teacher, num_views=4)
+    return folder
+
+
 @pytest.fixture
-def push(loopback_hub: LoopbackHub, tiny_folder: Path) -> Callable[[str], Push]:
-    """Pushes `tiny_folder` in one of the ways of PUSHES."""
-    return lambda way: push_to_hub(tiny_folder, REPO, **PUSHES[way])
+def push(loopback_hub: LoopbackHub, folder: Path) -> Callable[[str], Push]:
+    """Pushes `folder` in one of the ways of PUSHES."""
+    return lambda way: push_to_hub(folder, REPO, **PUSHES[way])
 
 
 def prepare(hub: LoopbackHub, way: str) -> None:
@@ -108,22 +120,22 @@ def assert_whole(hub: LoopbackHub, pushed: Push, folder: Path, way: str) -> None
 
 
 def test_the_list_of_requests_is_complete(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, waits: list[float]
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], folder: Path, waits: list[float]
 ) -> None:
     made = set()
     for way in PUSHES:
         loopback_hub.reset()
         prepare(loopback_hub, way)
-        assert_whole(loopback_hub, push(way), tiny_folder, way)
+        assert_whole(loopback_hub, push(way), folder, way)
         made |= set(loopback_hub.counts)
     assert made == set(itertools.chain(*REQUESTS.values()))
     assert not waits
 
 
-def test_the_pushed_dataset_loads_equal(push: Callable[[str], Push], tiny_folder: Path) -> None:
+def test_the_pushed_dataset_loads_equal(push: Callable[[str], Push], folder: Path) -> None:
     push("new")
-    pushed = datasets.load_dataset(REPO, "all_ops", split="train")
-    local = datasets.load_dataset(str(tiny_folder), "all_ops", split="train")
+    pushed = datasets.load_dataset(REPO, "crops", split="train")
+    local = datasets.load_dataset(str(folder), "crops", split="train")
     assert pushed.features == local.features
     assert pushed.data.table.equals(local.data.table)
 
@@ -131,13 +143,13 @@ def test_the_pushed_dataset_loads_equal(push: Callable[[str], Push], tiny_folder
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("way", "request_kind"), KINDS)
 def test_one_fault_is_survived(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, way: str, request_kind: str, fault: str
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], folder: Path, way: str, request_kind: str, fault: str
 ) -> None:
     prepare(loopback_hub, way)
     loopback_hub.faults.append(one := Fault(fault, at=request_kind, when=when(request_kind)))
     pushed = push(way)
     assert one.reached.is_set()
-    assert_whole(loopback_hub, pushed, tiny_folder, way)
+    assert_whole(loopback_hub, pushed, folder, way)
 
 
 def assert_finishes(hub: LoopbackHub, push: Callable[[str], Push], folder: Path, way: str) -> None:
@@ -150,24 +162,12 @@ def assert_finishes(hub: LoopbackHub, push: Callable[[str], Push], folder: Path,
     assert hub.received("lfs_put") - (total - there) <= 0.02 * there
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(("way", "request_kind"), KINDS)
-def test_after_lasting_faults_the_push_can_be_run_again(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, way: str, request_kind: str, fault: str
-) -> None:
-    prepare(loopback_hub, way)
-    loopback_hub.faults.append(Fault(fault, at=request_kind, when=when(request_kind), count=math.inf))
-    with contextlib.suppress(HubError):  # a commit whose answer is lost may be found
-        push(way)
-    assert_finishes(loopback_hub, push, tiny_folder, way)
-
-
-@pytest.mark.parametrize("fault", LASTING)
+@pytest.mark.parametrize("fault", FAULTS + ANSWERS)
 @pytest.mark.parametrize(("way", "request_kind"), KINDS)
 def test_every_lasting_answer_ends_in_one_error_without_the_token(
     loopback_hub: LoopbackHub,
     push: Callable[[str], Push],
-    tiny_folder: Path,
+    folder: Path,
     caplog: pytest.LogCaptureFixture,
     way: str,
     request_kind: str,
@@ -186,13 +186,13 @@ def test_every_lasting_answer_ends_in_one_error_without_the_token(
     shown = "" if error is None else "".join(traceback.format_exception(error))
     assert "hf_loopback" not in shown + caplog.text
     assert "Bearer h" not in shown + caplog.text
-    assert_finishes(loopback_hub, push, tiny_folder, way)
+    assert_finishes(loopback_hub, push, folder, way)
 
 
 # A connection that one thread opens while another closes the client is left to the garbage collector, in the client's own code.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_storage_that_cannot_be_reached_for_a_while(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client closes what all its threads share; those whose request is on its way find it closed."""
     send, left = httpx.Client.send, itertools.count(-20)
@@ -205,12 +205,12 @@ def test_storage_that_cannot_be_reached_for_a_while(
         return send(self, request, **settings)
 
     monkeypatch.setattr(httpx.Client, "send", refused)
-    assert_whole(loopback_hub, push("new"), tiny_folder, "new")
+    assert_whole(loopback_hub, push("new"), folder, "new")
     assert next(left) > 0
 
 
 def test_who_logs_in_within_the_endpoint_is_not_shown(
-    loopback_hub: LoopbackHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    loopback_hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint = loopback_hub.endpoint.replace("://", "://me:password@")
     repository = Repository(REPO, "dataset", None, "hf_loopback_me")
@@ -221,7 +221,7 @@ def test_who_logs_in_within_the_endpoint_is_not_shown(
 @pytest.mark.parametrize("moment", ["stall", "stall_after"])
 @pytest.mark.parametrize(("way", "request_kind"), KINDS)
 def test_a_killed_push_can_be_run_again(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, way: str, request_kind: str, moment: str
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], folder: Path, way: str, request_kind: str, moment: str
 ) -> None:
     prepare(loopback_hub, way)
     loopback_hub.faults.append(stall := Fault(moment, at=request_kind, when=when(request_kind)))
@@ -230,7 +230,7 @@ def test_a_killed_push_can_be_run_again(
     assert stall.reached.wait(60)
     process.kill()
     process.join()
-    assert_finishes(loopback_hub, push, tiny_folder, way)
+    assert_finishes(loopback_hub, push, folder, way)
 
 
 def test_every_push_sends_only_what_is_missing(loopback_hub: LoopbackHub, push: Callable[[str], Push]) -> None:
@@ -246,30 +246,29 @@ def test_every_push_sends_only_what_is_missing(loopback_hub: LoopbackHub, push: 
 def other_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher
 ) -> Path:
-    """A folder with another configuration `rrc`, and another version of `all_ops`, in two shards."""
+    """A folder with another configuration `rrc`, and another version of `crops`."""
     folder = tmp_path_factory.mktemp("other") / "tiny-plus"
-    for name, augmentation in (("rrc", Augmentation([RandomResizedCrop(24)])), ("all_ops", ALL_OPS)):
-        config = ReinforceConfig(str(folder), name, num_views=2, top_k=3, shard_size=6)
-        reinforce(tiny_dataset, tiny_teacher, augmentation, config)
+    for name in ("rrc", "crops"):
+        make(folder, name, tiny_dataset, tiny_teacher, num_views=2)
     return folder
 
 
-def assert_both(hub: LoopbackHub, tiny_folder: Path, other_folder: Path) -> None:
-    """`all_ops` of one folder and `rrc` of the other are there, each commit held both, one or none, and both load."""
-    one, other = local_files(tiny_folder), local_files(other_folder / "rrc", other_folder)
+def assert_both(hub: LoopbackHub, folder: Path, other_folder: Path) -> None:
+    """`crops` of one folder and `rrc` of the other are there, each commit held both, one or none, and both load."""
+    one, other = local_files(folder), local_files(other_folder / "rrc", other_folder)
     card = hub.files(REPO)["README.md"]
     for commit in hub.repo(REPO).commits.values():
         files = seen(commit)
         text = files.pop("README.md", b"").decode()
-        listed = {name for name in ("all_ops", "rrc") if f"config_name: {name}\n" in text}
+        listed = {name for name in ("crops", "rrc") if f"config_name: {name}\n" in text}
         assert (files, listed) in [
             ({}, set()),
-            (one, {"all_ops"}),
+            (one, {"crops"}),
             (other, {"rrc"}),
-            ({**one, **other}, {"all_ops", "rrc"}),
+            ({**one, **other}, {"crops", "rrc"}),
         ]
     assert hub.files(REPO) == {**one, **other, "README.md": card}
-    for name, rows in (("all_ops", 12), ("rrc", 12)):
+    for name, rows in (("crops", 12), ("rrc", 12)):
         assert len(datasets.load_dataset(REPO, name, split="train")) == rows
 
 
@@ -281,34 +280,34 @@ def test_a_first_card_names_only_what_is_pushed(loopback_hub: LoopbackHub, other
     card.write_text(whole + "\nWritten by people.\n")
     text = push_to_hub(folder, REPO, configs=["rrc"]).card
     assert "Written by people." in text
-    assert "all_ops" in whole
-    assert "all_ops" not in text
-    push_to_hub(folder, REPO, configs=["all_ops"])
+    assert "crops" in whole
+    assert "crops" not in text
+    push_to_hub(folder, REPO, configs=["crops"])
     shutil.rmtree(folder / "rrc")
     assert_both(loopback_hub, folder, other_folder)
 
 
 @pytest.mark.parametrize("request_kind", ["create_repo", "preupload", "lfs_put", "validate_yaml", "commit"])
 def test_somebody_else_pushes_meanwhile(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, other_folder: Path, request_kind: str
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], folder: Path, other_folder: Path, request_kind: str
 ) -> None:
     """Another configuration comes in between two requests of a push."""
     other = Fault(lambda: push_to_hub(other_folder, REPO, configs=["rrc"], token="hf_loopback_you"), at=request_kind)
     loopback_hub.faults.append(other)
     push("new")
     assert other.reached.is_set()
-    assert_both(loopback_hub, tiny_folder, other_folder)
+    assert_both(loopback_hub, folder, other_folder)
 
 
-def test_two_processes_push_at_once(loopback_hub: LoopbackHub, tiny_folder: Path, other_folder: Path) -> None:
-    pushes = [(tiny_folder, ["all_ops"]), (other_folder, ["rrc"])]
+def test_two_processes_push_at_once(loopback_hub: LoopbackHub, folder: Path, other_folder: Path) -> None:
+    pushes = [(folder, ["crops"]), (other_folder, ["rrc"])]
     processes = [FORK.Process(target=push_to_hub, args=(f, REPO), kwargs={"configs": names}) for f, names in pushes]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert_both(loopback_hub, tiny_folder, other_folder)
+    assert_both(loopback_hub, folder, other_folder)
 
 
 def test_somebody_else_commits_all_the_time(
@@ -328,12 +327,12 @@ def test_somebody_else_commits_all_the_time(
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_new_version_replaces_the_old_one_at_once(
-    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, other_folder: Path, fault: str
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], folder: Path, other_folder: Path, fault: str
 ) -> None:
     push("new")
     loopback_hub.faults.append(Fault(fault, at="lfs_put|commit", when=2, count=2))
-    push_to_hub(other_folder, REPO, configs=["all_ops"], overwrite=True)
-    old, new = local_files(tiny_folder), local_files(other_folder / "all_ops", other_folder)
+    push_to_hub(other_folder, REPO, configs=["crops"], overwrite=True)
+    old, new = local_files(folder), local_files(other_folder / "crops", other_folder)
     heads = [seen(commit) for commit in loopback_hub.repo(REPO).at("main").history()]
     for files in heads:
         files.pop("README.md", None)

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
 
@@ -292,7 +291,8 @@ def _info(config: CardConfig) -> Data:
         download_size=config.file_bytes,
         dataset_size=config.num_bytes,
     )
-    return yaml.safe_load(readme.dump_yaml(info._to_yaml_dict()))  # plain types, as a card gives them back
+    plain: Data = json.loads(json.dumps(info._to_yaml_dict()))  # lists in place of tuples, as a card gives them back
+    return plain
 
 
 def _num_rows(info: Data) -> int:

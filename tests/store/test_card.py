@@ -155,6 +155,22 @@ def test_the_features_are_those_of_the_files(tiny_folder):
     assert data.license is data.source_datasets is None  # nothing is known of the base
 
 
+def test_features_of_every_kind_come_back_from_the_card(config):
+    features = datasets.Features(
+        {
+            "depth": datasets.Array2D((2, 3), "float32"),  # a shape is a tuple, which YAML does not know
+            "words": datasets.Translation(["en", "fr"]),
+            "boxes": datasets.List(datasets.List(datasets.Value("int32"), length=4)),
+            "nested": {"at": datasets.Value("timestamp[ms, tz=UTC]"), "0": datasets.LargeList(datasets.Value("string"))},
+            "yes": datasets.ClassLabel(names=["no", "1", "\x85 \u2028", "a: b"]),
+        }
+    )
+    changed = {"all_ops": replace(config, features=features)}
+    card = update_card(None, changed, name=NAME)
+    assert datasets.DatasetInfo._from_yaml_dict(DatasetCard(card).data.dataset_info).features == features
+    assert update_card(card, changed, name=NAME) == card
+
+
 def test_the_code_of_an_overlays_card_names_the_configuration_of_its_base(overlay):
     """A dataset without configurations has none to name: of its file, or of what is saved of it, one would be refused."""
     card = update_card("", {"plan": named(PLANNED, "plan", base={"id": "base", "config": "large"})}, name="me/plus")

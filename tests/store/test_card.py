@@ -161,7 +161,10 @@ def test_features_of_every_kind_come_back_from_the_card(config):
             "depth": datasets.Array2D((2, 3), "float32"),  # a shape is a tuple, which YAML does not know
             "words": datasets.Translation(["en", "fr"]),
             "boxes": datasets.List(datasets.List(datasets.Value("int32"), length=4)),
-            "nested": {"at": datasets.Value("timestamp[ms, tz=UTC]"), "0": datasets.LargeList(datasets.Value("string"))},
+            "nested": {
+                "at": datasets.Value("timestamp[ms, tz=UTC]"),
+                "0": datasets.LargeList(datasets.Value("string")),
+            },
             "yes": datasets.ClassLabel(names=["no", "1", "\x85 \u2028", "a: b"]),
         }
     )

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +446,7 @@ def _transformers_preprocessing(
     return read_image_processor(processor, name)
 
 
+@cache  # timm reads long lists
 def _imagenet_labels(num_classes: int) -> _Names | None:
     """Returns lemma and WordNet id of each class where timm takes that many classes for one of ImageNet's sets."""
     subset = infer_imagenet_subset({"num_classes": num_classes})

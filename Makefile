@@ -5,15 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-floors test-pixels benchmarks docs format clean
+.PHONY: demo test lint pytest test-floors test-pixels benchmarks docs format clean
 
 demo: $(READY)  ## reinforces the embedded Fashion-MNIST with the embedded teacher; results in demo/
 	$(BIN)/python recipes/demo.py
 
-test: $(READY)  ## lint, types and tests
+test: lint pytest  ## lint, types and tests
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pytest: $(READY)
 	$(BIN)/python -m pytest -q -n 2
 
 test-floors: $(READY)  ## the tests with the lowest versions that pyproject.toml accepts
@@ -38,8 +42,7 @@ benchmarks: $(READY)  ## every benchmark in short: shows that it runs
 	  $(BIN)/python benchmarks/$$script.py --quick $(if $(DATA),--data $(DATA) --weights $(WEIGHTS)) > /dev/null || exit 1; \
 	done
 
-docs: $(READY)  ## the site, in site/; a warning is an error
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+docs: $(VENV)/.docs  ## the site, in site/; a warning is an error
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(READY)
@@ -50,6 +53,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 clean:

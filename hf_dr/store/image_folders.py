@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,8 @@ _WORD = re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(sorted(_SPLITS))})(?:[-._ 0-9]
 # Of cameras, phones and the web; `datasets` reads none of them in a folder, though Pillow may.
 _UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _IMAGES = frozenset(ImageFolder.EXTENSIONS)
+# Names of folders that `datasets` passes over begin so; macOS packs some.
+_HIDDEN = (".", "__")
 # Next to images `datasets` reads those called `metadata` alone.
 _TABLES = frozenset({".csv", ".jsonl", ".parquet"})
 
@@ -38,7 +41,7 @@ def check_all_read(folder: Path) -> None:
     Raises:
         DataError: They are left out because the folder of a class, or other images, have the word for a split in their names,
             because the text files beside them are read instead, or because none is of a kind that is read; or a name is not
-            UTF-8, or has a line break.
+            UTF-8, or has a line break; or archives hold folders of classes.
     """
     folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
@@ -47,65 +50,113 @@ def check_all_read(folder: Path) -> None:
     try:
         builder = datasets.load_dataset_builder(str(folder))
     except DataFilesNotFoundError:
-        unread = sorted(file for file in _files(folder) if Path(file).suffix.lower() in _UNREADABLE)
-        if not unread:
-            raise
+        _refuse_other_kinds(folder)
+        raise
+    if not isinstance(builder, ImageFolder | Text):
+        return
+    given = (file for files in (builder.config.data_files or {}).values() for file in files)
+    read = sorted({os.path.normpath(file) for file in given})
+    _check_encoding(read)
+    others = sorted(set(_files(folder)).difference(read))
+    images = [file for file in others if _kind(file) in _IMAGES and os.path.isfile(file)]  # noqa: PTH113
+    _check_line_breaks(folder, images)
+    if images and isinstance(builder, Text):
+        raise DataError(
+            f"the images of {folder} must be read, but `datasets` reads its {len(read):,} text files, such as {read[0]}, "
+            f"since there are as many of them, and leaves out {len(images):,} images. Move the text files out of the folder."
+        )
+    if images:
+        _check_splits(folder, read, images)
+    _check_archives(folder, [file for file in read if _kind(file) == ".zip"])
+    _warn_of_unreadable(folder, others)
+    if isinstance(builder, ImageFolder):
+        _warn_of_tables(folder, others)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Refuses a folder with images of which `datasets` reads none."""
+    unread = sorted(file for file in _files(folder) if _kind(file) in _UNREADABLE)
+    if unread:
         raise DataError(
             f"a folder of images must have some that `datasets` reads, but the {len(unread):,} images of {folder} are of other "
             f"kinds, such as {unread[0]}. Convert them to JPEG or PNG."
         ) from None
-    if not isinstance(builder, ImageFolder | Text):
-        return
-    read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
-    unnamed = sorted(file for file in read if file.encode(errors="replace") != file.encode(errors="surrogatepass"))
-    if unnamed:  # Arrow's texts are UTF-8, and `datasets` would fail without naming the file
+
+
+def _check_encoding(read: list[str]) -> None:
+    """Refuses names that are no UTF-8, as Arrow's texts are: `datasets` would fail without naming the file."""
+    bad = [file for file in read if file.encode(errors="replace") != file.encode(errors="surrogatepass")]
+    if bad:
         raise DataError(
-            f"the names of files and folders must be UTF-8, but that of {unnamed[0]!a} is not ({len(unnamed)} such files). "
+            f"the names of files and folders must be UTF-8, but that of {bad[0]!a} is not ({len(bad)} such files). "
             "Rename them, for example by `convmv`."
         )
-    others = sorted(set(_files(folder)) - read)
-    unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
-    left = [file for file in others if Path(file).suffix.lower() in _IMAGES and os.path.isfile(file)]  # noqa: PTH113
+
+
+def _check_line_breaks(folder: Path, left: list[str]) -> None:
+    """Refuses images that are left out for the line break in their name."""
     broken = [file for file in left if "\n" in file.removeprefix(str(folder))]
     if broken:
         raise DataError(
             "the names of files and folders must be without line breaks, for `datasets` leaves out those with one, found "
             f"{broken[0]!a} ({len(broken)} such images). Rename them."
         )
-    if left and isinstance(builder, Text):
+
+
+def _check_splits(folder: Path, read: list[str], left: list[str]) -> None:
+    """Refuses names that `datasets` takes for splits, for which it leaves other images out; warns of those beside splits."""
+    tops = {Path(file).relative_to(folder).parts[0] for file in read if Path(file).is_relative_to(folder)}
+    words = sorted(top for top in tops if (folder / top).is_dir() and top not in _SPLITS and _WORD.search(top))
+    if not words and not tops & _SPLITS:
+        words = [Path(file).name for file in read if _WORD.search(Path(file).stem)][:1]
+    told = f"{len(left):,} images of {folder} are in no split and would be left out, such as {left[0]}"
+    if words:
         raise DataError(
-            f"the images of {folder} must be read, but `datasets` reads its {len(read):,} text files, such as {min(read)}, "
-            f"since there are as many of them, and leaves out {len(left):,} images. Move the text files out of the folder."
+            f"all folders of classes must be read, but {told}: `datasets` takes the word for a split in the name of "
+            f"{', '.join(words)} for a split. Rename it, or put all folders of classes into one called `train`."
         )
-    if left:
-        tops = {Path(file).relative_to(folder).parts[0] for file in read if Path(file).is_relative_to(folder)}
-        words = sorted(top for top in tops if (folder / top).is_dir() and top not in _SPLITS and _WORD.search(top))
-        if not words and not tops & _SPLITS:
-            words = sorted(Path(file).name for file in read if _WORD.search(Path(file).stem))[:1]
-        told = f"{len(left):,} images of {folder} are in no split and would be left out, such as {left[0]}"
-        if words:
-            raise DataError(
-                f"all folders of classes must be read, but {told}: `datasets` takes the word for a split in the name of "
-                f"{', '.join(words)} for a split. Rename it, or put all folders of classes into one called `train`."
-            )
-        _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
-    packed = sorted(file for file in read if Path(file).suffix == ".zip")
-    if packed:
-        _warn(
-            f"{counted(len(packed), 'archive')} in {folder} will be read as well, such as {packed[0]}: move an archive away if "
-            "its images are in the folder, too, else unpack it."
+    _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
+
+
+def _check_archives(folder: Path, archives: list[str]) -> None:
+    """Refuses archives that hold folders of classes, for which `datasets` has no labels; warns of others."""
+    if not archives:
+        return
+    found = f"{counted(len(archives), 'archive')} in {folder}, such as {archives[0]}"
+    advice = "Move an archive away if its images are in the folder, too, else unpack it."
+    packed = [Path(name) for file in archives if zipfile.is_zipfile(file) for name in zipfile.ZipFile(file).namelist()]
+    seen = [path for path in packed if not any(part.startswith(_HIDDEN) for part in path.parts)]
+    classes = {path.parent for path in seen if path.suffix.lower() in _IMAGES}
+    if len(classes) > 1 and not any(path.stem == "metadata" for path in seen):  # which would have the labels
+        raise DataError(
+            f"folders of classes must not be packed, because `datasets` finds no labels in archives, found {found}. {advice}"
         )
+    _warn(f"Images will also be read from {found}. {advice}")
+
+
+def _warn_of_unreadable(folder: Path, left: list[str]) -> None:
+    """Warns of images of other kinds, and of broken links."""
+    unreadable = [file for file in left if _kind(file) in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
     if unreadable:
         _warn(
             f"{counted(len(unreadable), 'file')} in {folder} cannot be read as images and will be left out, such as "
             f"{unreadable[0]}: convert them to JPEG or PNG."
         )
-    tables = [file for file in others if Path(file).suffix.lower() in _TABLES]
-    if tables and isinstance(builder, ImageFolder):
+
+
+def _warn_of_tables(folder: Path, left: list[str]) -> None:
+    """Warns of tables that may have the labels."""
+    tables = [file for file in left if _kind(file) in _TABLES]
+    if tables:
         _warn(
             f"{counted(len(tables), 'table')} in {folder} next to the images will not be read, such as {tables[0]}. If it has "
             "the labels, call it metadata.csv (or .jsonl, .parquet), and its column with the paths of the images `file_name`."
         )
+
+
+def _kind(file: str) -> str:
+    """Returns how a file's name ends, in lower case."""
+    return Path(file).suffix.lower()
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -113,7 +164,7 @@ def _files(folder: Path) -> Iterator[str]:
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith((".", "__"))]
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(_HIDDEN)]
         if real not in seen:
             yield from (os.path.join(place, name) for name in names if not name.startswith("."))  # noqa: PTH118
         seen.add(real)

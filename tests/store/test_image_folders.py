@@ -77,15 +77,35 @@ def test_texts_alone_are_not_taken_for_images(tmp_path):
     assert load_base(str(tmp_path))[0].column_names == ["text"]
 
 
-def test_an_archive_beside_the_images_is_told(tmp_path, warned):
+def test_an_archive_of_images_without_classes_is_told(tmp_path, warned):
     place = photos(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
-    shutil.make_archive(str(tmp_path / "old"), "zip", place)
-    (tmp_path / "old.zip").rename(tmp_path / "photos" / "old.zip")
+    more = photos(tmp_path / "more", "3.jpg", "4.jpg", "__MACOSX/._3.jpg")  # as macOS packs them
+    shutil.make_archive(str(tmp_path / "photos" / "old"), "zip", more)
     loaded, said = warned(place)
     assert len(loaded) == 4
     assert len(said) == 1
-    assert "1 archive in" in said[0]
-    assert "move an archive away if its images are in the folder" in said[0]
+    assert (
+        f"Images will also be read from 1 archive in {place}, such as {place}/old.zip. Move an archive away if"
+        in said[0]
+    )
+
+
+@pytest.mark.parametrize("beside", [(), ("a/1.jpg", "b/2.jpg")])
+def test_packed_folders_of_classes_are_refused(tmp_path, beside):
+    place = photos(tmp_path / "photos", *beside)
+    (tmp_path / "photos").mkdir(exist_ok=True)
+    photos(tmp_path / "packed", "a/3.jpg", "b/4.jpg")
+    shutil.make_archive(str(tmp_path / "photos" / "all"), "zip", tmp_path / "packed")
+    with pytest.raises(
+        DataError,
+        match=r"folders of classes must not be packed, .* 1 archive in .*all\.zip\. Move an archive away .*unpack it",
+    ):
+        load_base(place)
+    table = [{"file_name": name, "label": n} for n, name in enumerate(("a/3.jpg", "b/4.jpg"))]
+    (tmp_path / "packed" / "metadata.jsonl").write_text("\n".join(map(json.dumps, table)))
+    shutil.make_archive(str(tmp_path / "photos" / "all"), "zip", tmp_path / "packed")
+    if not beside:
+        assert load_base(place)[0]["label"][:] == [0, 1]
 
 
 @pytest.mark.parametrize("word", ["train_steam", "steam-train", "test drive", "validation_stamps"])

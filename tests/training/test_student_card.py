@@ -55,6 +55,12 @@ def test_the_code_of_an_architecture_that_timm_lacks_brings_it():
     assert text.count("import hf_dr.teacher.architectures  # timm itself has no such architecture") == 2
 
 
+def test_a_branch_that_timm_cannot_name_has_no_line_for_timm():
+    text = update_student_card(None, STUDENT, "me/student", revision="v1@home")
+    assert 'from_pretrained("me/student", revision="v1@home")' in text
+    assert "timm.create_model" not in text
+
+
 def test_the_averaged_weights_have_their_own_numbers():
     card = ModelCard(update_student_card(None, STUDENT, "me/student", ema=True))
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("accuracy", 0.8)]

@@ -77,7 +77,8 @@ def process_state() -> PartialState:
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     leave_group_at_exit()
-    of_launch = os.environ.keys() >= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    named = os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    of_launch = named and os.environ.get("LOCAL_RANK", "-1") != "-1"  # what accelerate takes for none
     by_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")  # which meets by itself
     met: dict[str, Any] = {}
     if of_launch and not (by_deepspeed or PartialState._shared_state or in_process_group()):

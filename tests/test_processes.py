@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
-from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, warm_up_kernels
+from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, process_state, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
 from hf_dr.training.resumable_arguments import ResumableArguments
 
@@ -50,6 +51,20 @@ def test_each_kernel_is_called_in_both_precisions_on_the_cpu():
     assert calls.made >= wanted
     assert set(KERNELS) >= NEEDED
     assert set(OVER_ROWS) == {"log_softmax", "logsumexp", "softmax"}
+
+
+@pytest.mark.parametrize(("local_rank", "meets"), [("0", True), ("-1", False), (None, False)])
+def test_what_accelerate_takes_for_one_process_meets_nobody(monkeypatch, local_rank, meets):
+    launch = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": local_rank}
+    for name, value in launch.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    opened = Mock()
+    opened.return_value = iter([(torch.distributed.HashStore(), 0, 1)])
+    monkeypatch.setattr("torch.distributed.rendezvous.rendezvous", opened)
+    state = Mock(_shared_state={})
+    monkeypatch.setattr("hf_dr.processes.PartialState", state)
+    process_state()
+    assert opened.called == ("store" in state.call_args.kwargs) == meets
 
 
 def test_another_default_device_is_left_alone():

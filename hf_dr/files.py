@@ -129,6 +129,14 @@ def remove_temporary(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, names: Iterable[str] = ("",)) -> None:
+    """Deletes what killed processes left behind of files of these names, or of all; call it only while nobody writes them."""
+    beginnings = tuple(f".{name}" for name in names)
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if path.name.startswith(beginnings):
+            path.unlink(missing_ok=True)
+
+
 def unreadable(path: Path | str, error: OSError) -> HfDrError:
     """Returns an error for people from what the system raises where a file cannot be read."""
     return HfDrError(f"could not read {path}: {error.strerror or error}. Fix the file or the disk, and try again.")

@@ -28,6 +28,7 @@ from hf_dr.files import (
     expanded,
     file_lock,
     nearest,
+    remove_temporaries,
     sha256_of,
     take,
     write_whole,
@@ -44,7 +45,7 @@ from hf_dr.store.base_dataset import sampled_rows
 from hf_dr.store.card import CARD_FILE
 from hf_dr.store.json_files import read_object, validated
 from hf_dr.store.named_files import as_table
-from hf_dr.store.shards import check_all_digests, remove_temporaries
+from hf_dr.store.shards import check_all_digests
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import counted, format_bytes, inline, progress_bar, two_columns
 from hf_dr.views.images import decode_with

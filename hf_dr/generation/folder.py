@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError
-from hf_dr.files import file_lock, held, take, write_whole
+from hf_dr.files import file_lock, held, remove_temporaries, take, write_whole
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.processes import refuse_unguarded
 from hf_dr.store.card import check_card, write_card
 from hf_dr.store.named_files import holds_files
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, is_reserved
-from hf_dr.store.shards import check_digests, read_marker, remove_temporaries, shard_features
+from hf_dr.store.shards import check_digests, read_marker, shard_features
 from hf_dr.text import format_bytes, progress_bar
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import xxhash
 from datasets import Features, Image
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.files import TEMPORARY, flush_to_disk, remove_temporary, temporary_name, unreadable, writing
+from hf_dr.files import flush_to_disk, remove_temporary, temporary_name, unreadable, writing
 from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.json_files import Count, as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
@@ -260,14 +260,6 @@ def check_all_digests(shards: Iterable[Path]) -> None:
     """Reads whole shards, in order; see `check_digests`."""
     for path in shards:
         check_digests(path)
-
-
-def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
-    """Deletes what killed runs left behind of these shards, or of all; call it only while no other run writes them."""
-    beginnings = tuple(f".{shard}" for shard in shards)
-    for path in folder.glob(f".*{TEMPORARY}"):
-        if path.name.startswith(beginnings):
-            path.unlink(missing_ok=True)
 
 
 def column_compression(features: Features) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.files import write_json, written_whole
+from hf_dr.files import remove_temporaries, write_json, written_whole
 from hf_dr.replay.join import check_readable
 from hf_dr.store.base_dataset import file_hashes, shared_files, undecoded_images, whole_hash
 from hf_dr.store.json_files import read_object
@@ -164,6 +164,7 @@ def divide(
     check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names
     rows_of = parts(hashes)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)  # all images may be in one
     for split, rows in rows_of.items():
         part = dataset.select(rows)
         schema = part.features.arrow_schema

@@ -22,6 +22,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from samples import rewritten
 
 from hf_dr.errors import FormatError, HfDrError
+from hf_dr.files import remove_temporaries
 from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.schema import METADATA_KEY
@@ -35,7 +36,6 @@ from hf_dr.store.shards import (
     read_features,
     read_marker,
     reading,
-    remove_temporaries,
 )
 from hf_dr.views.augmentation import Augmentation
 

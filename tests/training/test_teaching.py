@@ -76,7 +76,11 @@ def test_copies_are_not_divided(tmp_path, tiny_dataset):
 
 def test_both_parts_are_written_with_their_images(tmp_path, photos):
     dataset = datasets.load_dataset(str(photos), split="train")
+    left = tmp_path / "photos" / ".train-00000-of-00001.parquet.machine-1-a.tmp"  # by a process that was killed
+    left.parent.mkdir()
+    left.touch()
     divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
+    assert not left.exists()
     parts = datasets.load_dataset(str(tmp_path / "photos"))
     assert {name: len(part) for name, part in parts.items()} == {"train": 9, "test": 3}
     assert parts["train"].features == dataset.features

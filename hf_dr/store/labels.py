@@ -112,10 +112,11 @@ def labelled_columns(
     dataset: datasets.Dataset, needs: str, name: str, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str]:
     """Same as `check_dataset`, for a dataset that must have labels; what `needs` them, and its `name`, are for the message."""
-    image_column, label_column = check_dataset(dataset, image_column, label_column)
-    if label_column is None:
-        raise ConfigError(f"{needs} labels, found none in {name}. {label_advice(dataset, image_column)}")
-    return image_column, label_column
+    image, label = check_dataset(dataset, image_column, label_column)
+    if label is None:
+        found = f"found none in {name}" if label_column is None else "got `label_column` none"
+        raise ConfigError(f"{needs} labels, {found}. {label_advice(dataset, image)}")
+    return image, label
 
 
 def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Name `label_column`.") -> str:

@@ -137,7 +137,7 @@ def test_a_class_that_is_in_one_fold_only_is_refused(tmp_path, tiny_dataset, cap
 def test_without_labels_nothing_is_calibrated(folds, base, capsys):
     words = ["--dataset", str(base), "--size", "24", "--teacher", str(folds), "--label_column", "none"]
     assert main(["calibrate", *words]) == 2
-    message = f"a teacher is calibrated by labels, found none in {base}. Name `label_column`."
+    message = "a teacher is calibrated by labels, got `label_column` none. Name `label_column`."
     assert message in capsys.readouterr().err
 
 

@@ -41,7 +41,9 @@ def push_command(argv: Sequence[str], prog: str) -> int:
     )
     parser.add_argument("--commit_message", help="Default: a message that names what is pushed.")
     parser.add_argument(
-        "--dry_run", action="store_true", help="Print the files, their bytes and the card, and send nothing."
+        "--dry_run",
+        action="store_true",
+        help="Print the files, their bytes and the card, and send nothing; with HF_HUB_OFFLINE=1, as to a new repository.",
     )
     settings = vars(parser.parse_args(argv))
     start_logging()

@@ -70,7 +70,7 @@ def push_to_hub(
             was found out about it.
         commit_message: The default names the configurations and their fingerprints.
         token: Default: the one that `hf auth login` stored.
-        dry_run: Send nothing; the answer says what a push would do.
+        dry_run: Send nothing; the answer says what a push would do. With HF_HUB_OFFLINE set, one to a new repository.
 
     Raises:
         ConfigError: A setting is impossible, or a configuration is there in another version and `overwrite` is not set, or the

@@ -19,7 +19,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils.sha import git_hash
@@ -288,6 +288,9 @@ def publish(
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     content = _Content(repository, operations, card, stale, check)
     if dry_run:
+        if constants.is_offline_mode():
+            logger.warning("The Hub is not asked, because HF_HUB_OFFLINE is set: this is a push to a new repository.")
+            return content.push(Remote("", {}), card(None), None)
         if private:
             on_main(state, repository.check_private)
         return on_main(state, lambda: content.push(*content.read(missing_ok=True), None))

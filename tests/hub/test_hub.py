@@ -308,6 +308,17 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert loopback_hub.counts["commit"] == 1
 
 
+def test_a_dry_run_without_the_hub_shows_a_push_to_a_new_repository(loopback_hub, plus, monkeypatch, caplog):
+    asked = push_to_hub(plus, REPO, dry_run=True)
+    loopback_hub.log.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert push_to_hub(plus, REPO, dry_run=True, private=True) == asked
+    assert not loopback_hub.log
+    assert "The Hub is not asked, because HF_HUB_OFFLINE is set: this is a push to a new repository." in caplog.text
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set\. Unset it"):
+        push_to_hub(plus, REPO)
+
+
 def test_the_command_pushes_and_prints_where(
     loopback_hub: LoopbackHub, plus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

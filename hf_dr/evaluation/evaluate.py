@@ -146,14 +146,14 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
     places = dict(map(named_model, config.models))
     specs = {spec.name: spec.to_dict() for spec in sets}
     corrupted = {*config.corrupt, *(spec.name for spec in sets if spec.published_corrupted)}
-    for result in there["results"]:
+    for result in there.results:
         model, name = result["model"], result["set"]
-        place, spec = there["places"].get(model), there["sets"][name]
+        place, spec = there.places.get(model), there.sets[name]
         known = specs.get(name, {})
         # Which column of labels it will be, where none is named, is not known before the set is opened.
         same_set = are_alike(known, spec, but=["label"] if known.get("label") is None else [])
         again = places.get(model) == place and same_set and (not result["corrupted"] or name in corrupted)
-        lost = _lost(result, there["how"], config) if again else ", corrupted" if result["corrupted"] else ""
+        lost = _lost(result, there.how, config) if again else ", corrupted" if result["corrupted"] else ""
         if lost or not again:
             what = f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){lost}"
             raise ConfigError(

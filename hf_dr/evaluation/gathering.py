@@ -295,29 +295,46 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
     return round(int(settings["training_steps"]) * batch / int(settings["num_rows"]), 2)
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Reads what `hf-dr evaluate` or `compare` wrote; a DataError for anything else.
+@dataclass(frozen=True)
+class Evaluation:
+    """What `hf-dr evaluate` or `compare` wrote.
 
-    Adds `how` the sets were evaluated, and for each model its checkpoint, `places`, and the `digest_of_weights` of that,
-    `weights`.
+    Attributes:
+        results: The metrics of each model on each set.
+        sets: What each set is.
+        how: The settings with which the sets were evaluated.
+        places: The checkpoint of each model.
+        weights: The `digest_of_weights` of that; None where it was none of a folder.
     """
+
+    results: list[dict[str, Any]]
+    sets: dict[str, dict[str, Any]]
+    how: dict[str, Any]
+    places: dict[str, str]
+    weights: dict[str, str | None]
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Reads an evaluation; a DataError for anything else."""
     with _reading(path, "what `hf-dr evaluate` writes", "Evaluate again."):
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("evaluation", content)
-        content["weights"] = {}
-        for result in content["results"]:
+        results, sets, settings = content["results"], content["sets"], content["settings"]
+        for result in results:
             if not isinstance(result["model"], str):
                 raise TypeError(f"the model {result['model']} is no name")
             names = (*METRICS, *(("mce",) if result["corrupted"] else ()))
             numbers = [result[name] for name in names] + list(result.get("errors", {}).values())
             if not all(isinstance(number, (int, float)) for number in numbers):
                 raise TypeError(f"the metrics of {result['model']} are no numbers")
-            content["sets"][result["set"]].items()
-            content["weights"][result["model"]] = content["models"][result["model"]]["weights_of_files"]
-        settings = content["settings"]
-        content["how"] = {name: settings[name] for name in (*HOW, *HOW_CORRUPTED)}
-        content["places"] = dict(named_model(str(text)) for text in settings["models"])
-        return content
+            sets[result["set"]].items()
+        return Evaluation(
+            results,
+            sets,
+            how={name: settings[name] for name in (*HOW, *HOW_CORRUPTED)},
+            places=dict(named_model(str(text)) for text in settings["models"]),
+            weights={result["model"]: content["models"][result["model"]]["weights_of_files"] for result in results},
+        )
 
 
 def find_results(folder: Path, _above: frozenset[Path] = frozenset()) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from hf_dr.evaluation.config import HOW, HOW_CORRUPTED
 from hf_dr.evaluation.gathering import (
     EVALUATION_FILES,
     WHILE_TRAINING,
+    Evaluation,
     Evaluations,
     Finished,
     Setting,
@@ -91,20 +92,19 @@ class Results:
     def add_evaluation(self, path: Path) -> None:
         """Adds the results in an evaluation's file; the trainings that it names must be there already."""
         try:
-            content = read_evaluation(path)
+            evaluation = read_evaluation(path)
         except HfDrError as error:
             self.left_out[str(path)] = str(error).removeprefix(f"{path} ")
             return
         # Once for each model: its weights are read.
-        evaluations_of = functools.cache(lambda model: self._evaluations(path.parent, model, content))
-        for result in content["results"]:
-            spec = content["sets"][result["set"]]
-            told = content["how"]
-            how: dict[str, Any] = {"": {"set": spec, **{key: told[key] for key in HOW}}}
+        evaluations_of = functools.cache(lambda model: self._evaluations(path.parent, model, evaluation))
+        for result in evaluation.results:
+            spec = evaluation.sets[result["set"]]
+            how: dict[str, Any] = {"": {"set": spec, **{key: evaluation.how[key] for key in HOW}}}
             end = ""
             if result["corrupted"]:
                 end = ", corrupted"
-                how[end] = how[""] | {key: told[key] for key in HOW_CORRUPTED}
+                how[end] = how[""] | {key: evaluation.how[key] for key in HOW_CORRUPTED}
             # A second set of the same name is distinguished by its dataset and split, with and without corruptions.
             place = ":".join(filter(None, (Path(str(spec.get("dataset"))).name, spec.get("split"))))
             names = (result["set"], f"{result['set']} ({place})")
@@ -129,14 +129,14 @@ class Results:
             if known != measured:
                 self.left_out[where] = "it was evaluated before, with other results. Report one of the evaluations."
 
-    def _evaluations(self, folder: Path, name: str, content: dict[str, Any]) -> Evaluations | None:
+    def _evaluations(self, folder: Path, name: str, evaluation: Evaluation) -> Evaluations | None:
         """Returns where to note a checkpoint's metrics: at the run in its folder, if its weights are there; None if others are.
 
         A relative path was relative to the evaluation's folder or one above it, so it is looked for in all of these, and next
         to the evaluation in case the folder has moved.
         """
-        place = content["places"].get(name)
-        weights = content["weights"][name]  # None where it was none of a folder
+        place = evaluation.places.get(name)
+        weights = evaluation.weights[name]
         named = expanded(place or name)
         tried = [
             *(above / named for above in (folder, *folder.resolve().parents)),

@@ -180,7 +180,7 @@ def students(case: Case, work: Path) -> dict[str, dict[str, Any]]:
 def pretrained(architecture: str, weights: Path, size: int, names: list[str] | None, classes: int) -> Any:
     """A classifier of ImageNet's weights; its last layer is new where the classes are others."""
     normalization = ((0.5,) * 3, (0.5,) * 3)
-    model: Any = build_student(f"timm:{architecture}", names, classes, normalization=normalization, size=size)
+    model: Any = build_student(f"timm:{architecture}", names, classes, normalization=normalization, size=size, crop=1.0)
     state = load_file(weights / f"{architecture}.in1k.safetensors")
     new = [name for name in state if state[name].shape != model.timm_model.state_dict()[name].shape]
     missing, unexpected = model.timm_model.load_state_dict(

@@ -236,7 +236,9 @@ def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> N
     )  # fmt: skip
     torch.manual_seed(seed)
     shared: dict[str, Any] = {
-        "model": build_student(name, data.class_names, data.num_classes, model_args=model_args, size=work.scale.side),
+        "model": build_student(
+            name, data.class_names, data.num_classes, model_args=model_args, size=work.scale.side, crop=1.0
+        ),
         "args": arguments,
         "train_dataset": data,
         "eval_dataset": {"test": work.images("test"), "corrupted": load_base(str(work.corrupted), split="train")[0]},

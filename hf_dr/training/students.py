@@ -42,7 +42,7 @@ def build_student(
     model_args: dict[str, Any] | None = None,
     normalization: Normalization | None = None,
     size: int | Size | None = None,
-    crop: float = 1.0,
+    crop: float = EVAL_CROP,
 ) -> torch.nn.Module:
     """Builds an image classifier.
 
@@ -56,8 +56,8 @@ def build_student(
             ImageNet's for fresh weights, and for those of a file what timm says of the architecture, as for a teacher.
         size: Side of the images in pixels, or height and width, for models of timm; kept in the model's config. With fresh
             weights an architecture that takes one size alone, such as a ViT, is built for this one (`img_size`). Without it
-            they are saved for the size of the architecture, and a crop of 0.875; `ReinforcedTrainer` corrects the size.
-        crop: Share of the resized side that evaluation keeps, for models of timm with a `size`; kept in the model's config.
+            they are saved for the size of the architecture; `ReinforcedTrainer` corrects it.
+        crop: Share of the resized side that evaluation keeps, for `timm:` or with a `size`; kept in the model's config.
 
     Raises:
         ConfigError: There is no such model, or the classes do not go together.
@@ -103,7 +103,7 @@ def build_student(
         if normalization is None:  # what the weights were trained with, as a teacher of this name has it
             normalization = own["mean"], own["std"]
     if size is None:
-        model.config.pretrained_cfg.update(evaluation_cfg(tuple(own["input_size"][1:]), EVAL_CROP))
+        model.config.pretrained_cfg.update(evaluation_cfg(tuple(own["input_size"][1:]), crop))
     complete_config(model, normalization)  # else nothing could read what `save_pretrained` writes
     return model
 

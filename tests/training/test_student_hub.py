@@ -114,7 +114,7 @@ def test_both_preprocess_as_the_student_was_trained(folders, architecture):
     for config in (processor.data_config, native):
         assert tuple(config["input_size"]) == (3, SIZE, SIZE)
         assert (tuple(config["mean"]), tuple(config["std"])) == (MEAN, STD)
-        assert (config["crop_pct"], config["crop_mode"], config["interpolation"]) == (1.0, "center", "bilinear")
+        assert (config["crop_pct"], config["crop_mode"], config["interpolation"]) == (0.875, "center", "bilinear")
 
 
 def test_timm_puts_another_head_on_it(folders):

@@ -154,7 +154,7 @@ def test_a_student_is_saved_with_the_size_that_it_was_fine_tuned_at(tmp_path):
     pretrained = build_student("timm:test_resnet", ["a", "b"], 2, size=64, normalization=normalization)
     pretrained.save_pretrained(tmp_path / "timm")
     build_student(str(tmp_path / "timm"), ["a", "b"], 2, size=SIZE, crop=0.9).save_pretrained(tmp_path / "tuned")
-    for name, size, crop in (("timm", 64, 1.0), ("tuned", SIZE, 0.9)):
+    for name, size, crop in (("timm", 64, 0.875), ("tuned", SIZE, 0.9)):
         cfg = json.loads((tmp_path / name / "config.json").read_text())["pretrained_cfg"]
         assert (cfg["input_size"], cfg["crop_pct"]) == ([3, size, size], crop)
         assert (tuple(cfg["mean"]), tuple(cfg["std"])) == normalization
@@ -193,10 +193,10 @@ def test_a_student_that_ones_own_loop_has_saved_can_be_read(plain, settings, tmp
     student = build_student("timm:test_resnet", plain.class_names, plain.num_classes, **given)
     student.save_pretrained(tmp_path)
     mean, std = given.get("normalization", (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    size, crop = (SIZE, 1.0) if "size" in given else (160, 0.875)
+    size = given.get("size", 160)
     member = load_member(str(tmp_path))
     assert member.preprocessing == Preprocessing((size, size), mean, std, "bilinear")
-    assert member.crop == crop
+    assert member.crop == 0.875
     assert Teacher.from_model(student, "student").members[0].preprocessing == member.preprocessing
     trainer = ReinforcedTrainer(str(tmp_path), settings(), train_dataset=plain)
     assert trainer.model.config.pretrained_cfg["input_size"] == [3, SIZE, SIZE]

@@ -175,13 +175,6 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
             "own order. Leave it out."
         )
-    whose = type(trainer)
-    own_loader = not whose.get_train_dataloader.__module__.startswith("hf_dr.")  # which may well use its own sampler
-    if whose._get_train_sampler is not Trainer._get_train_sampler and not own_loader:
-        raise ConfigError(
-            f"`_get_train_sampler` of {whose.__name__} would not be called: a reinforced dataset has its own order. "
-            "Override `get_train_dataloader`; what that returns shows another view of each row in each epoch."
-        )
     if trainer.accelerator.split_batches and isinstance(train, StreamedReinforcedDataset):
         raise ConfigError(
             "`split_batches` has no part in a stream, whose rows the processes share already. Leave it out, and set "
@@ -191,6 +184,16 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
     check_label_weight(args.label_weight, train.mixes and args.reinforced_probability > 0, train.has_labels)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
+
+
+def check_no_sampler(trainer: Trainer) -> None:
+    """Refuses a subclass whose own sampler the loader of reinforced data would not ask."""
+    whose = type(trainer)
+    if whose._get_train_sampler is not Trainer._get_train_sampler:
+        raise ConfigError(
+            f"`_get_train_sampler` of {whose.__name__} would not be called: a reinforced dataset has its own order. "
+            "Override `get_train_dataloader`; what that returns shows another view of each row in each epoch."
+        )
 
 
 def check_loss(args: ReinforcedTrainingArguments, compute_loss_func: object) -> None:
@@ -321,7 +324,10 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
 
 def _wraps_reinforced(dataset: Any) -> bool:
     """Whether a reinforced dataset is inside a Subset, a ConcatDataset, a list or the like."""
-    listed = dataset[:1] if isinstance(dataset, (list, tuple)) else ()
+    # A list may also be of rows, each a list of numbers: those are not looked into.
+    listed = (
+        [d for d in dataset if isinstance(d, torch.utils.data.Dataset)] if isinstance(dataset, (list, tuple)) else ()
+    )
     inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ()), *listed]
     return any(isinstance(d, ReinforcedData) or _wraps_reinforced(d) for d in inner if d is not None)
 

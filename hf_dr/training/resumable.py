@@ -94,7 +94,7 @@ class ResumableTrainer(_Searching):
         if args.eval_on_start and settings.get("eval_dataset") is None:
             raise ConfigError("`eval_on_start` needs an `eval_dataset`, got none. Give one, or leave it out.")
         warm_up_kernels()
-        self._sampler: Any = None  # what must know the epoch: the sampler of the training set, or that set itself
+        self._sampler: Any = None  # of the training set, if the loader is ours: it must know the epoch
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._calibration: Any = None  # theirs, if they have taken a temperature in
         self._loaders: list[Any] = []  # those that may have workers
@@ -136,6 +136,7 @@ class ResumableTrainer(_Searching):
         self._most_checkpoints = self.args.save_total_limit
         # Trainer itself keeps that of a trial, or of when it was made.
         self._train_batch_size = self.args.train_batch_size
+        self._sampler = None
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))

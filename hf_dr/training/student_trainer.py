@@ -198,17 +198,6 @@ class StudentTrainer(ResumableTrainer):
             self._calibration, self._measured = found, {}
         return found
 
-    def _steps_of_epoch(self) -> int:
-        """Returns the steps of an epoch, at least 1, on all processes together; the training set must have a length."""
-        args = self.args
-        rows, batch_size = len(self.train_dataset), self._train_batch_size
-        if isinstance(self.train_dataset, StreamedReinforcedDataset):
-            rows = -(-rows // args.world_size)  # all processes have equally many
-        elif not self.accelerator.split_batches:
-            batch_size *= args.world_size
-        batches = rows // batch_size if args.dataloader_drop_last else -(-rows // batch_size)
-        return max(1, -(-batches // args.gradient_accumulation_steps))
-
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -354,6 +343,18 @@ def _precision(model: Any) -> torch.dtype:
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
 
 
+def steps_of_epoch(trainer: StudentTrainer) -> int:
+    """Returns the steps of an epoch, at least 1, on all processes together; the training set must have a length."""
+    args = trainer.args
+    rows, batch_size = len(trainer.train_dataset), trainer._train_batch_size
+    if isinstance(trainer.train_dataset, StreamedReinforcedDataset):
+        rows = -(-rows // args.world_size)  # all processes have equally many
+    elif not trainer.accelerator.split_batches:
+        batch_size *= args.world_size
+    batches = rows // batch_size if args.dataloader_drop_last else -(-rows // batch_size)
+    return max(1, -(-batches // args.gradient_accumulation_steps))
+
+
 def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:
     """Returns the steps of `warmup_epochs`."""
     args = trainer.args
@@ -362,7 +363,7 @@ def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:
             f"`warmup_epochs` needs a `train_dataset` with a length, got {type(trainer.train_dataset).__name__}. Set "
             "`warmup_steps` instead."
         )
-    steps = max(1, round(args.warmup_epochs * trainer._steps_of_epoch()))
+    steps = max(1, round(args.warmup_epochs * steps_of_epoch(trainer)))
     if steps >= training_steps:
         logger.warning(
             "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",

@@ -33,6 +33,7 @@ from hf_dr.training.checks import (
     check_loss,
     check_model_settings,
     check_no_path,
+    check_no_sampler,
     check_other_dataset,
     check_student,
     check_training,
@@ -52,7 +53,7 @@ from hf_dr.training.student_inputs import (
     outputs_of,
     resized_processor,
 )
-from hf_dr.training.student_trainer import StudentTrainer
+from hf_dr.training.student_trainer import StudentTrainer, steps_of_epoch
 from hf_dr.training.students import build_student, evaluation_cfg, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,12 @@ class ReinforcedTrainer(StudentTrainer):
         model, settings["processing_class"] = _student(model, settings, args)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self._stream = StreamProgress(self)
-        self._check_train_dataset()
-        if isinstance(train, MappedReinforcedData):
-            self._sampler = train  # the loader of a subclass asks for rows without a view, and gets that of the epoch
+        if self._reinforced is not None:
+            check_student(self.model, self._reinforced)
+            # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take
+            # the loss of a model that accepts its arguments for one that is divided already.
+            self.model_accepts_loss_kwargs = False
+        self._check_settings()
         self.add_callback(_LateCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
         check_replay(train, None if self._augmenter is None else (self._augmenter, args.device))
@@ -114,19 +118,6 @@ class ReinforcedTrainer(StudentTrainer):
         self.add_callback(self._mixer)
         self._average = _weight_average(self)
         self._companions = [self._stream] if self._average is None else [self._stream, self._average]
-
-    def _check_train_dataset(self) -> None:
-        train = self._reinforced
-        if train is not None:
-            check_student(self.model, train)
-        self._check_settings()
-        if train is None:
-            return
-        if train.paired and self.args.train_batch_size % 2:
-            logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
-        # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take the
-        # loss of a model that accepts its arguments for one that is divided already.
-        self.model_accepts_loss_kwargs = False
 
     def _check_settings(self) -> None:
         """Checks that settings and data go together: when the trainer is made, and again when a training begins."""
@@ -157,17 +148,9 @@ class ReinforcedTrainer(StudentTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Same as Trainer's; reinforced data comes in its own order."""
-        args, train = self.args, self._reinforced
-        if train is None:
+        if self._reinforced is None:
             return super().get_train_dataloader()
-        check_batches(
-            len(train),
-            args,
-            partial(learns_from_one, self.model, train, args.world_size),
-            streamed=isinstance(train, StreamedReinforcedDataset),
-            # What a process takes now, which `auto_find_batch_size` may have lowered.
-            batch_size=self._train_batch_size // (args.world_size if self.accelerator.split_batches else 1),
-        )
+        _check_loader(self, self._reinforced)
         dataset, self._sampler = self._in_order()
         return self._loader_of(dataset, self._sampler)
 
@@ -228,7 +211,7 @@ class ReinforcedTrainer(StudentTrainer):
             return None
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
-        return -(-self.args.max_steps // self._steps_of_epoch())
+        return -(-self.args.max_steps // steps_of_epoch(self))
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """Same as Trainer's; counts the rows of all processes where the data is streamed."""
@@ -329,6 +312,9 @@ class ReinforcedTrainer(StudentTrainer):
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        if self._sampler is None and isinstance(self._reinforced, MappedReinforcedData):
+            # The loader of a subclass asks for rows without a view, and gets that of the epoch.
+            self._reinforced.set_epoch(settings["epoch"])
         with self._stream.in_epoch(settings["epoch"]):
             super()._run_epoch(*args, **settings)
 
@@ -370,14 +356,20 @@ _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
 
 
 class _LateCheck(TrainerCallback):
-    """Checks settings when a training begins: a search, or a user, sets attributes of `args`, which are not checked then."""
+    """Checks settings and data when a training begins: a search, or a user, sets attributes, which are not checked then."""
 
     def __init__(self, trainer: ReinforcedTrainer) -> None:
         self._trainer = trainer
+        self._views = _views_of(trainer.train_dataset)
         self._fixed = {name: getattr(trainer.args, name) for name in _NOT_SEARCHED}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         args.check()
+        if _views_of(self._trainer.train_dataset) != self._views:
+            raise ConfigError(
+                "`train_dataset` must have the augmentation and the classes of the one with which the trainer was made, by "
+                "which views are made and evaluated, but another was set. Make another trainer, of the `model` of this one."
+            )
         for name, value in self._fixed.items():
             if getattr(args, name) != value:
                 raise ConfigError(
@@ -392,6 +384,27 @@ class _LateCheck(TrainerCallback):
                 "Make the trainer without `batch_size`, or leave batches and accumulation as they were."
             )
         self._trainer._check_settings()
+
+
+def _views_of(dataset: Any) -> object:
+    """Returns what a trainer is made for."""
+    return (dataset.augmentations, dataset.num_classes) if isinstance(dataset, ReinforcedData) else None
+
+
+def _check_loader(trainer: ReinforcedTrainer, train: ReinforcedData) -> None:
+    """Checks that a loader of reinforced data is asked for what it does, and has batches to learn from."""
+    args = trainer.args
+    check_no_sampler(trainer)
+    if train.paired and args.train_batch_size % 2:
+        logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
+    check_batches(
+        len(train),
+        args,
+        partial(learns_from_one, trainer.model, train, args.world_size),
+        streamed=isinstance(train, StreamedReinforcedDataset),
+        # What a process takes now, which `auto_find_batch_size` may have lowered.
+        batch_size=trainer._train_batch_size // (args.world_size if trainer.accelerator.split_batches else 1),
+    )
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
@@ -453,5 +466,5 @@ def _student(model: Any, settings: dict[str, Any], args: ReinforcedTrainingArgum
             f"{type(train).__name__}. Build it with `build_student`."
         )
     set_seed(args.seed)  # new weights are those of the seed
-    student = build_student(name, train.class_names, train.num_classes, size=train.size, crop=EVAL_CROP)
+    student = build_student(name, train.class_names, train.num_classes, size=train.size)
     return student, load_processor(name, max(train.size)) if processor is None else processor

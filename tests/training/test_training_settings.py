@@ -286,9 +286,23 @@ def test_a_loader_of_ones_own_shows_another_view_in_each_epoch(plain, settings):
             shown.append(inputs["pixel_values"])
             return super().training_step(model, inputs, *args, **settings)
 
-    Own(pooled(), settings(num_train_epochs=plain.num_views), train_dataset=plain).train()
+    trainer = Own(pooled(), settings(num_train_epochs=plain.num_views), train_dataset=plain)
+    trainer.train()
     assert len(shown) == plain.num_views
     assert not any(shown[0].equal(later) for later in shown[1:])  # all views of a row come before any repeats
+    trainer.train_dataset = plain.select(range(len(plain)))  # other data, which counts its own epochs
+    trainer.train()
+    assert all(one.equal(again) for one, again in zip(shown[: plain.num_views], shown[plain.num_views :], strict=True))
+
+
+def test_other_views_that_are_set_later_are_refused(plain, tiny_plus, settings):
+    """On a device they would have been made by the ops of the first dataset, and everywhere evaluated at its size."""
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    trainer.train_dataset = tiny_plus
+    with pytest.raises(
+        ConfigError, match=r"`train_dataset` must have the augmentation .* was made, .* another was set\. Make"
+    ):
+        trainer.train()
 
 
 def test_a_loader_of_this_package_is_taken_as_ones_own(plain, settings):
@@ -309,7 +323,14 @@ def test_a_sampler_that_would_not_be_asked_is_refused(plain, settings):
     with pytest.raises(
         ConfigError, match=r"`_get_train_sampler` of Own would not be called: .* `get_train_dataloader`"
     ):
-        Own(pooled(), settings(), train_dataset=plain)
+        Own(pooled(), settings(), train_dataset=plain).train()
+
+    class Wrapped(Own):
+        def get_train_dataloader(self):
+            return super().get_train_dataloader()
+
+    with pytest.raises(ConfigError, match="`_get_train_sampler` of Wrapped would not be called"):
+        Wrapped(pooled(), settings(), train_dataset=plain).train()
 
     class WithLoader(Own):
         def get_train_dataloader(self):
@@ -334,7 +355,7 @@ def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
         lambda d: torch.utils.data.Subset(torch.utils.data.Subset(d, range(8)), range(4)),
         lambda d: torch.utils.data.ConcatDataset([d, d]),
         lambda d: [d[row] for row in range(4)],
-        lambda d: [d, d],
+        lambda d: [torch.utils.data.TensorDataset(torch.zeros(1)), d],
     ],
     ids=["Subset", "Subset of a Subset", "ConcatDataset", "list", "list of datasets"],
 )
@@ -467,10 +488,10 @@ def test_another_image_is_never_trained_on(plain, settings, edit, monkeypatch):
 
 
 def test_odd_batches_of_a_mixing_dataset_are_warned_of(tiny_plus, settings, caplog):
-    ReinforcedTrainer(pooled(), settings(per_device_train_batch_size=3), train_dataset=tiny_plus)
+    ReinforcedTrainer(pooled(), settings(per_device_train_batch_size=3), train_dataset=tiny_plus).get_train_dataloader()
     assert "An odd batch size splits mixed pairs" in caplog.text
     caplog.clear()
-    ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_plus)
+    ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_plus).get_train_dataloader()
     assert not caplog.text
 
 

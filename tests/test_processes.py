@@ -60,7 +60,7 @@ def test_what_accelerate_takes_for_one_process_meets_nobody(monkeypatch, local_r
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     opened = Mock()
     opened.return_value = iter([(torch.distributed.HashStore(), 0, 1)])
-    monkeypatch.setattr("torch.distributed.rendezvous.rendezvous", opened)
+    monkeypatch.setattr(importlib.import_module("torch.distributed.rendezvous"), "rendezvous", opened)
     state = Mock(_shared_state={})
     monkeypatch.setattr("hf_dr.processes.PartialState", state)
     process_state()

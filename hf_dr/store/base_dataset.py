@@ -326,7 +326,7 @@ def _file_hash(cell: dict[str, Any] | None) -> bytes:
     value = cell or {}
     data = value.get("bytes")
     if data is None and value.get("path"):
-        # An address fails in as many ways as there are kinds of them. What cannot be read is told of where it is decoded.
+        # An address fails in as many ways as there are kinds of them. What cannot be read is reported where it is decoded.
         with contextlib.suppress(Exception):
             data = read_file(value["path"])
     return hashlib.sha256(data or b"").digest()

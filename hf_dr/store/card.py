@@ -91,7 +91,7 @@ def card_config(config: Path) -> CardConfig:
 
 
 def _finished_configs(folder: Path) -> dict[str, CardConfig]:
-    """Reads the finished configurations; one that cannot be read is told, and stands in the card as it did."""
+    """Reads the finished configurations; warns of one that cannot be read, which stands in the card as it did."""
     configs = {}
     for name in config_names(folder):
         try:

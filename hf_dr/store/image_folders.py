@@ -74,7 +74,7 @@ def check_all_read(folder: Path) -> None:
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """Refuses a folder with images of which `datasets` reads none."""
+    """Refuses a folder whose images are all of kinds that `datasets` does not read."""
     unread = sorted(file for file in _files(folder) if _kind(file) in _UNREADABLE)
     if unread:
         raise DataError(

@@ -126,14 +126,15 @@ class StudentTrainer(ResumableTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Same as Trainer's, but also takes plain images with labels."""
         own = self.eval_dataset
+        if isinstance(eval_dataset, str) and isinstance(own, dict):
+            if eval_dataset not in own:
+                raise ConfigError(
+                    f"`eval_dataset` must be a dataset, or the name of one of the trainer's, {', '.join(own)}; got "
+                    f"{eval_dataset!r}. Name one of them, or open it: `datasets.load_dataset(...)`."
+                )
+            eval_dataset = own[eval_dataset]
         evaluated = as_evaluation(self, eval_dataset)
-        named = isinstance(eval_dataset, str) and isinstance(own, dict)
-        if named and eval_dataset not in own:
-            raise ConfigError(
-                f"`eval_dataset` must be a dataset, or the name of one of the trainer's, {', '.join(own)}; got "
-                f"{eval_dataset!r}. Name one of them, or open it: `datasets.load_dataset(...)`."
-            )
-        self._check_decoded("eval_dataset", own[eval_dataset] if named else evaluated)
+        self._check_decoded("eval_dataset", evaluated)
         with self._checking_batches():
             return super().get_eval_dataloader(evaluated)
 

@@ -44,6 +44,12 @@ def test_persistent_workers_evaluate_what_is_given(tiny_dataset, plain, settings
     assert losses == [losses[0]] * 4
 
 
+def test_images_by_name_that_are_set_later_are_evaluated(tiny_dataset, plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    trainer.eval_dataset = {"a": tiny_dataset}
+    assert trainer.evaluate()["eval_a_loss"] == trainer.evaluate(tiny_dataset)["eval_loss"]
+
+
 def test_reinforced_data_of_other_classes_is_not_evaluated(plain, settings, tiny_dataset, tiny_teacher, tmp_path):
     names = plain.class_names[::-1]
     other = tiny_dataset.cast_column("label", datasets.ClassLabel(names=names))

@@ -67,9 +67,9 @@ def check_all_read(folder: Path) -> None:
         )
     if images:
         _check_splits(folder, read, images)
-    _check_archives(folder, [file for file in read if _kind(file) == ".zip"])
     _warn_of_unreadable(folder, others)
     if isinstance(builder, ImageFolder):
+        _check_archives(folder, read)
         _warn_of_tables(folder, others)
 
 
@@ -118,20 +118,33 @@ def _check_splits(folder: Path, read: list[str], left: list[str]) -> None:
     _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
 
 
-def _check_archives(folder: Path, archives: list[str]) -> None:
+def _check_archives(folder: Path, read: list[str]) -> None:
     """Refuses archives that hold folders of classes, for which `datasets` has no labels; warns of others."""
+    archives = [file for file in read if _kind(file) == ".zip"]
     if not archives:
         return
     found = f"{counted(len(archives), 'archive')} in {folder}, such as {archives[0]}"
     advice = "Move an archive away if its images are in the folder, too, else unpack it."
-    packed = [Path(name) for file in archives if zipfile.is_zipfile(file) for name in zipfile.ZipFile(file).namelist()]
+    packed = [Path(name) for archive in archives for name in _packed_in(archive)]
     seen = [path for path in packed if not any(part.startswith(_HIDDEN) for part in path.parts)]
     classes = {path.parent for path in seen if path.suffix.lower() in _IMAGES}
-    if len(classes) > 1 and not any(path.stem == "metadata" for path in seen):  # which would have the labels
+    described = any(path.stem == "metadata" for path in (*seen, *map(Path, read)))  # which has the labels
+    if len(classes) > 1 and not described:
         raise DataError(
             f"folders of classes must not be packed, because `datasets` finds no labels in archives, found {found}. {advice}"
         )
     _warn(f"Images will also be read from {found}. {advice}")
+
+
+def _packed_in(archive: str) -> list[str]:
+    """Returns the names of the files in an archive; a DataError if it cannot be read."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"the archive {archive} must be a ZIP file that can be read, but: {error}. Move it away, or pack it again."
+        ) from error
 
 
 def _warn_of_unreadable(folder: Path, left: list[str]) -> None:

@@ -106,6 +106,11 @@ def test_packed_folders_of_classes_are_refused(tmp_path, beside):
     shutil.make_archive(str(tmp_path / "photos" / "all"), "zip", tmp_path / "packed")
     if not beside:
         assert load_base(place)[0]["label"][:] == [0, 1]
+    (tmp_path / "photos" / "all.zip").write_bytes(b"PK\x03\x04, and then nothing")
+    with pytest.raises(
+        DataError, match=r"the archive .*all\.zip must be a ZIP file that can be read, but: File is not a zip"
+    ):
+        load_base(place)
 
 
 @pytest.mark.parametrize("word", ["train_steam", "steam-train", "test drive", "validation_stamps"])

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import datasets
 import numpy as np
@@ -174,7 +175,7 @@ def _loading(name: str, split: str, where: str = _WHERE) -> Iterator[None]:
     except DataError:
         raise
     # A card is anybody's text, and its YAML fails in many ways.
-    except (OSError, *YAML_ERRORS, datasets.exceptions.DatasetsError) as error:
+    except (OSError, BadZipFile, *YAML_ERRORS, datasets.exceptions.DatasetsError) as error:
         check_cache()
         raise DataError(
             f"could not load split `{split}` of {name!r} ({_reason(error)}).{absent} Check {where}."
@@ -199,7 +200,7 @@ def split_names(name: str, config: str | None = None, *, revision: str | None = 
             f"the splits of {name} must be known, but the Hub does not answer: {reason}.{no_folder(name)} Try again, or name "
             "the split."
         ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, BadZipFile, ValueError, datasets.exceptions.DatasetsError) as error:
         logger.debug("no splits known of %s: %s", name, error)
         return []
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from zipfile import ZipFile
 
 import datasets
 from datasets.exceptions import DataFilesNotFoundError
@@ -125,7 +125,7 @@ def _check_archives(folder: Path, read: list[str]) -> None:
         return
     found = f"{counted(len(archives), 'archive')} in {folder}, such as {archives[0]}"
     advice = "Move an archive away if its images are in the folder, too, else unpack it."
-    packed = [Path(name) for archive in archives for name in _packed_in(archive)]
+    packed = [Path(name) for archive in archives for name in ZipFile(archive).namelist()]
     seen = [path for path in packed if not any(part.startswith(_HIDDEN) for part in path.parts)]
     classes = {path.parent for path in seen if path.suffix.lower() in _IMAGES}
     described = any(path.stem == "metadata" for path in (*seen, *map(Path, read)))  # which has the labels
@@ -134,17 +134,6 @@ def _check_archives(folder: Path, read: list[str]) -> None:
             f"folders of classes must not be packed, because `datasets` finds no labels in archives, found {found}. {advice}"
         )
     _warn(f"Images will also be read from {found}. {advice}")
-
-
-def _packed_in(archive: str) -> list[str]:
-    """Returns the names of the files in an archive; a DataError if it cannot be read."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return opened.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"the archive {archive} must be a ZIP file that can be read, but: {error}. Move it away, or pack it again."
-        ) from error
 
 
 def _warn_of_unreadable(folder: Path, left: list[str]) -> None:

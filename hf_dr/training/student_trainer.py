@@ -126,7 +126,9 @@ class StudentTrainer(ResumableTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Same as Trainer's, but also takes plain images with labels."""
         own = self.eval_dataset
-        if isinstance(eval_dataset, str) and isinstance(own, dict):
+        if eval_dataset is None:
+            eval_dataset = own
+        elif isinstance(eval_dataset, str) and isinstance(own, dict):
             if eval_dataset not in own:
                 raise ConfigError(
                     f"`eval_dataset` must be a dataset, or the name of one of the trainer's, {', '.join(own)}; got "
@@ -154,7 +156,6 @@ class StudentTrainer(ResumableTrainer):
     def _check_decoded(self, name: str, given: Any) -> None:
         """Refuses the name of a dataset, and images that no transform and no `data_collator` turns into `pixel_values`."""
         check_no_path(name, given)
-        given = self.eval_dataset if given is None else given
         if is_undecoded(given) and self.data_collator is default_data_collator:
             raise ConfigError(
                 "images can be evaluated with a `train_dataset` of this package, which tells size and classes, got "

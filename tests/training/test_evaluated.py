@@ -44,8 +44,10 @@ def test_persistent_workers_evaluate_what_is_given(tiny_dataset, plain, settings
     assert losses == [losses[0]] * 4
 
 
-def test_images_by_name_that_are_set_later_are_evaluated(tiny_dataset, plain, settings):
+def test_images_that_are_set_later_are_evaluated(tiny_dataset, plain, settings):
     trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    trainer.eval_dataset = tiny_dataset
+    assert len(trainer.get_eval_dataloader().dataset) == len(tiny_dataset)
     trainer.eval_dataset = {"a": tiny_dataset}
     assert trainer.evaluate()["eval_a_loss"] == trainer.evaluate(tiny_dataset)["eval_loss"]
 

@@ -324,11 +324,10 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
 
 def _wraps_reinforced(dataset: Any) -> bool:
     """Whether a reinforced dataset is inside a Subset, a ConcatDataset, a list or the like."""
-    # A list may also be of rows, each a list of numbers: those are not looked into.
-    listed = (
-        [d for d in dataset if isinstance(d, torch.utils.data.Dataset)] if isinstance(dataset, (list, tuple)) else ()
-    )
-    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ()), *listed]
+    listed = dataset if isinstance(dataset, (list, tuple)) else ()
+    # A list may also be of rows, which may be lists themselves: those are not looked into.
+    within = [one for one in listed if isinstance(one, torch.utils.data.Dataset)]
+    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ()), *within]
     return any(isinstance(d, ReinforcedData) or _wraps_reinforced(d) for d in inner if d is not None)
 
 

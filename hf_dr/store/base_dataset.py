@@ -15,13 +15,13 @@ from zipfile import BadZipFile
 
 import datasets
 import numpy as np
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import YAML_ERRORS, absolute, expanded, no_folder, placeless
-from hf_dr.store.image_folders import check_all_read
+from hf_dr.store.image_folders import check_all_read, refuse_other_kinds
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES
 from hf_dr.text import is_hub_id, progress_bar
@@ -73,10 +73,9 @@ def load_base(
         elif _is_saved(path):
             loaded = _part_of(_open_saved(path), split)
         else:
-            place = _unpatterned(path, name)
-            if path.is_dir() and config is None:
-                check_all_read(path)
-            loaded = datasets.load_dataset(place, config, split=split, revision=revision)
+            builder = _builder(path, _unpatterned(path, name), config, revision)
+            builder.download_and_prepare()
+            loaded = builder.as_dataset(split)
         license = card_license(name, revision)
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
@@ -86,6 +85,23 @@ def load_base(
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
+
+
+def _builder(path: Path, place: str, config: str | None, revision: str | None) -> datasets.DatasetBuilder:
+    """Returns what loads a dataset, as `datasets.load_dataset` makes it; finding the files of a large folder takes minutes.
+
+    What it would leave out of a folder is refused, or told.
+    """
+    looked_at = path.is_dir() and config is None
+    try:
+        builder = datasets.load_dataset_builder(place, config, revision=revision)
+    except DataFilesNotFoundError:
+        if looked_at:
+            refuse_other_kinds(path)
+        raise
+    if looked_at:
+        check_all_read(path, builder)
+    return builder
 
 
 def _check_named(path: Path, config: str | None, revision: str | None) -> None:

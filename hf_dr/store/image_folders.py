@@ -11,7 +11,6 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import datasets
-from datasets.exceptions import DataFilesNotFoundError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.text.text import Text
 from huggingface_hub import metadata_load
@@ -33,25 +32,20 @@ _HIDDEN = (".", "__")
 _TABLES = frozenset({".csv", ".jsonl", ".parquet"})
 
 
-def check_all_read(folder: Path) -> None:
+def check_all_read(folder: Path, builder: datasets.DatasetBuilder) -> None:
     """Tells of images, and tables beside them, that `datasets` leaves out of a folder, before it is loaded.
 
-    Other kinds of folders are not looked at.
+    Other kinds of folders are not looked at. `builder` is the one that will load it.
 
     Raises:
         DataError: They are left out because the folder of a class, or other images, have the word for a split in their names,
-            because the text files beside them are read instead, or because none is of a kind that is read; or a name is not
-            UTF-8, or has a line break; or archives hold folders of classes.
+            because the text files beside them are read instead; or a name is not UTF-8, or has a line break; or archives
+            hold folders of classes.
     """
     folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
     if card.is_file() and (metadata_load(card) or {}).get("configs"):
         return  # it says which files are read
-    try:
-        builder = datasets.load_dataset_builder(str(folder))
-    except DataFilesNotFoundError:
-        _refuse_other_kinds(folder)
-        raise
     if not isinstance(builder, ImageFolder | Text):
         return
     given = (file for files in (builder.config.data_files or {}).values() for file in files)
@@ -73,8 +67,8 @@ def check_all_read(folder: Path) -> None:
         _warn_of_tables(folder, others)
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Refuses a folder whose images are all of kinds that `datasets` does not read."""
+def refuse_other_kinds(folder: Path) -> None:
+    """Refuses a folder in which `datasets` finds nothing, if it has images of kinds that `datasets` does not read."""
     unread = sorted(file for file in _files(folder) if _kind(file) in _UNREADABLE)
     if unread:
         raise DataError(

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,19 +88,24 @@ def read_features(path: Path) -> Features:
     Raises:
         FormatError: The file is damaged, or see `shard_features`.
     """
-    with reading(path):
-        schema = pq.read_schema(path)
-        stored = pq.read_metadata(path).metadata or {}
+    with reading(path), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        stored = file.metadata.metadata or {}
         if b"ARROW:schema" in stored:
-            inner = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored[b"ARROW:schema"])))
-            features = [told.get(b"huggingface") for told in (inner.metadata or {}, stored)]
-            # Parquet has not all of Arrow's types, seconds for one: it is asked how it reads these columns.
-            as_read = _empty_file(inner).schema_arrow
-            if as_read.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
+            told = schema.remove_metadata(), stored.get(b"huggingface")
+            if told != _told_by_arrow(stored[b"ARROW:schema"]):
                 raise FormatError(
                     f"{path} must tell the features of its columns once, found two. Fetch or make it again."
                 )
     return shard_features(schema, str(path))
+
+
+@lru_cache(maxsize=8)  # all shards of a run have the same
+def _told_by_arrow(stored: bytes) -> tuple[pa.Schema, bytes | None]:
+    """Returns the columns of Arrow's schema in a file, as Parquet reads them, and what it tells of their features."""
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+    # Parquet has not all of Arrow's types, seconds for one: it is asked how it reads these columns.
+    return _empty_file(schema).schema_arrow.remove_metadata(), (schema.metadata or {}).get(b"huggingface")
 
 
 def shard_features(schema: pa.Schema, where: str) -> Features:

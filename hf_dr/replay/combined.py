@@ -203,6 +203,14 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         return [values[row] for row in self._rows[0]]
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        return self.items_with(ReinforcedDataset.__getitems__, indices)
+
+    def items_with(
+        self,
+        items_of: Callable[[ReinforcedDataset, Sequence[ViewIndex]], list[dict[str, Any]]],
+        indices: Sequence[ViewIndex],
+    ) -> list[dict[str, Any]]:
+        """Returns the items that `items_of` makes of each part and the views that are asked of it."""
         # What each part is asked for, by the place of the item in the batch.
         asked: list[dict[int, ViewIndex]] = [{} for _ in self.parts]
         for place, index in enumerate(indices):
@@ -210,7 +218,7 @@ class CombinedReinforcedDataset(MappedReinforcedData):
             asked[number][place] = own
         items: dict[int, dict[str, Any]] = {}
         for part, wanted in zip(self.parts, asked, strict=True):
-            items.update(zip(wanted, part.__getitems__(list(wanted.values())), strict=True))
+            items.update(zip(wanted, items_of(part, list(wanted.values())), strict=True))
         return [cut_answers(items[place], self.top_k) for place in range(len(indices))]
 
     def _part_and_index(self, index: ViewIndex) -> tuple[int, tuple[int, View]]:

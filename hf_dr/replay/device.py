@@ -8,17 +8,21 @@ from typing import Any
 import torch
 
 from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset, StoredPairs
 from hf_dr.replay.view_requests import View, ViewIndex, ViewRequest, draw_fresh_params
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
 from hf_dr.views.ops.base import Params, height_width
 
+Mapped = ReinforcedDataset | AugmentedDataset | CombinedReinforcedDataset
+"""Data whose views a device can make; those of several "+" datasets have one augmentation."""
+
 
 class UndoneViews(torch.utils.data.Dataset):
     """The rows of a dataset; `pixel_values` of an item is an `UndoneView`, all else is as the dataset gives it."""
 
-    def __init__(self, data: ReinforcedDataset | AugmentedDataset) -> None:
+    def __init__(self, data: Mapped) -> None:
         self.data = data
 
     def __len__(self) -> int:
@@ -28,14 +32,16 @@ class UndoneViews(torch.utils.data.Dataset):
         return undone_items(self.data, indices)
 
 
-def undone_items(data: ReinforcedDataset | AugmentedDataset, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+def undone_items(data: Mapped, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
     """Returns items whose views are still to be made; what both of a mixed pair need is decoded once."""
+    if isinstance(data, CombinedReinforcedDataset):
+        return data.items_with(undone_items, indices)
     if isinstance(data, AugmentedDataset):
         return [data.item_with(lambda row, epoch: _fresh(data, row, row, epoch), index) for index in indices]
 
     def source(slot: int, params: Params, what: tuple[str, int, int]) -> Source:
-        # A batch of a stream may hold rows of two shards, which count their slots from 0.
-        key = (data.rows.base_row(what[1]), *what)
+        # A batch may hold rows of several "+" datasets, or of two shards of a stream, which count their slots from 0.
+        key = (data.fingerprint, data.rows.base_row(what[1]), *what)
         return Source(key, *trim(data.augmentation, data.decode(slot), params))
 
     pairs = StoredPairs(data, source)

@@ -11,6 +11,7 @@ from transformers import default_data_collator
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.reinforced_data import ReinforcedData
@@ -23,7 +24,7 @@ from hf_dr.views.names import AUGMENT_ON
 
 logger = logging.getLogger(__name__)
 
-_COVERED = (ReinforcedDataset, AugmentedDataset, StreamedReinforcedDataset)
+_COVERED = (ReinforcedDataset, CombinedReinforcedDataset, AugmentedDataset, StreamedReinforcedDataset)
 
 
 def device_augmentation(
@@ -41,8 +42,8 @@ def device_augmentation(
     if augment_on == "cpu" or (augment_on == "auto" and not is_fast_on(device)):
         return None
     reasons = []
-    if len(train.augmentations) > 1:
-        reasons.append('several "+" datasets at once have no device version')
+    if any(other != train.augmentations[0] for other in train.augmentations):
+        reasons.append('"+" datasets of different augmentations at once have no device version')
     elif type(train) not in _COVERED:
         reasons.append(f"{type(train).__name__} has no device version")
     else:

@@ -48,17 +48,22 @@ def assert_alike(one, other):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("name", ["mixing", "image tails", "a stream", "more columns", "shard by shard"])
+@pytest.mark.parametrize(
+    "name", ["mixing", "image tails", "a stream", "more columns", "shard by shard", "several", "several streams"]
+)
 def test_a_training_is_the_same(tmp_path, tiny_dataset, tiny_teacher, name, workers):
     settings = {"signal": "topk_image_tail"} if name == "image tails" else {}
-    settings |= {"mixing_scope": "shard"} if name in ("a stream", "shard by shard") else {}
-    config = ReinforceConfig(str(tmp_path / "plus"), "a", num_views=4, top_k=3, shard_size=5, **settings)
+    streaming = name in ("a stream", "several streams")
+    settings |= {"mixing_scope": "shard"} if streaming or name == "shard by shard" else {}
     base = tiny_dataset.add_column("note", list(range(12))) if name == "more columns" else tiny_dataset
-    reinforce(base, tiny_teacher, ALL_OPS, config)
+    names = ["a", "b"] if name.startswith("several") else ["a"]
+    for seed, own in enumerate(names):
+        config = ReinforceConfig(str(tmp_path / "plus"), own, num_views=4, top_k=3, shard_size=5, seed=seed, **settings)
+        reinforce(base, tiny_teacher, ALL_OPS, config)
     more = {"columns": ["note"]} if name == "more columns" else {}
     trainers = []
     for where in ("cpu", "device"):
-        data = load_reinforced(tmp_path / "plus", streaming=name == "a stream", **more)
+        data = load_reinforced(tmp_path / "plus", names if len(names) > 1 else "a", streaming=streaming, **more)
         options = {"augment_on": where, "dataloader_num_workers": workers, "remove_unused_columns": False}
         trainers.append(trained(tmp_path / where, data, **options))
     assert_alike(*trainers)
@@ -161,13 +166,16 @@ def test_a_gpu_makes_the_views(tmp_path, tiny_plus, monkeypatch, caplog):
     assert _augmenter(args, tiny_plus) is not None
     assert _augmenter(settings_in(tmp_path, augment_on="cpu"), tiny_plus) is None
     assert not caplog.records
-    both = CombinedReinforcedDataset([tiny_plus, copy.copy(tiny_plus)])
+    other = copy.copy(tiny_plus)
+    both = CombinedReinforcedDataset([tiny_plus, other])
+    assert _augmenter(args, both) is not None
+    other.augmentation = PLAIN
+    both = CombinedReinforcedDataset([tiny_plus, other])
     with caplog.at_level(logging.WARNING):
         assert _augmenter(args, both) is None
         assert _augmenter(args, tiny_plus, list) is None
-    assert (
-        'Views are made on the CPU, which may take longer: several "+" datasets at once have no device' in caplog.text
-    )
+    reason = '"+" datasets of different augmentations at once have no device version'
+    assert f"Views are made on the CPU, which may take longer: {reason}" in caplog.text
     assert "a `data_collator` of your own is given views that are made" in caplog.text
 
 

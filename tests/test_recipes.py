@@ -432,6 +432,20 @@ def test_a_base_with_other_splits_than_the_recipe_says_is_refused(other_splits, 
     assert main([recipe[0], "--config", str(own), *recipe[3:], "--split", "test"]) == 0, "no recipe's folder"
 
 
+def test_a_plus_dataset_of_more_images_than_the_recipe_says_is_refused(tiny_folder, tmp_path, capsys):
+    """As one of a copy of Flowers-102 whose training images are the test images of the others."""
+    described = {"dataset": "me/tiny", "splits": {"train": 11}, "images": {}, "columns": {}}
+    (tmp_path / "features.yaml").write_text(yaml.safe_dump(described))
+    (tmp_path / "plus.yaml").write_text(yaml.safe_dump({"dataset": str(tiny_folder), "objective": "reinforced"}))
+    argv = ["--config", str(tmp_path / "plus.yaml"), *TINY, "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *argv]) == 2
+    found = f"must have 11 rows, as {tmp_path / 'features.yaml'} says of me/tiny, found 12"
+    assert f"the split `train` of the base, reinforced in {tiny_folder}, {found}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "features.yaml").write_text(yaml.safe_dump({**described, "splits": {"train": 13}}))
+    assert main(["train", *argv]) == 0, "a part on purpose (`max_examples`)"
+
+
 def test_a_rehearsal_is_of_one_process(monkeypatch, capsys):
     class Two:
         num_processes, process_index, is_main_process = 2, 0, True

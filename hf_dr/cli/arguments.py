@@ -67,13 +67,16 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
     return content
 
 
-def check_rows(argv: Sequence[str], name: str, split: str, rows: int) -> None:
-    """Refuses a dataset that was loaded whose split has another size than the recipe among a command's arguments says."""
+def check_rows(argv: Sequence[str], name: str, split: str, rows: int, *, at_most: bool = False) -> None:
+    """Refuses a dataset that was loaded whose split has another size than the recipe among a command's arguments says.
+
+    With `at_most` fewer rows are a part on purpose.
+    """
     described = Described.find(config_files(argv))
     if described is None:
         return
     expected = described.splits.get(split, rows)  # a slice, such as `train[:1000]`, is a part on purpose
-    if rows != expected:
+    if rows > expected or (rows < expected and not at_most):
         raise DataError(
             f"the split `{split}` of {name} must have {expected:,} rows, as {described.folder / FEATURES_FILE} says of "
             f"{described.dataset}, found {rows:,}. Name that dataset or a copy with the same splits. For another dataset, copy "

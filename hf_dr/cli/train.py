@@ -93,6 +93,9 @@ def prepare_training(
         check_rows(argv, student.dataset[0], student.split or "train", len(data))
         if leave_out is not None:
             data = data.select(np.flatnonzero(folds_of(index_images(data.images), leave_out.of) != leave_out.number))
+    else:  # which may have been made of the first rows only (`max_examples`)
+        base = f"{data.origin.base.get('id') or 'the base'}, reinforced in {student.dataset[0]},"
+        check_rows(argv, base, data.origin.split, data.origin.num_examples, at_most=True)
     model = build_student(
         student.student,
         data.class_names,

@@ -90,6 +90,7 @@ class AugmentedDataset(MappedReinforcedData):
         self.origin = Origin(
             fingerprint=hash_of(determining),  # of runs that differ in the seed
             base={**(described or {}), **base_hash},
+            split=split,
             num_examples=len(base),
             image_column=image_column,
             label_column=label_column,

@@ -60,6 +60,7 @@ class Origin:
     Attributes:
         fingerprint: Hash of all that determines the data; of several "+" datasets, their fingerprints one after the other.
         base: What names the base dataset: `id`, `config`, `revision`, where they are known.
+        split: Its rows as `datasets` names them: a split, or several.
         num_examples: Rows of the base.
         image_column: Column of the base that holds the images.
         label_column: Column of the base that holds the labels, or None.
@@ -73,6 +74,7 @@ class Origin:
 
     fingerprint: str
     base: dict[str, Any]
+    split: str
     num_examples: int
     image_column: str
     label_column: str | None
@@ -90,6 +92,7 @@ class Origin:
         return cls(
             fingerprint=" ".join(provenance.fingerprint for provenance in provenances),
             base=first.base,
+            split=first.base_split,
             num_examples=first.num_rows,
             image_column=first.image_column,
             label_column=first.label_column,

@@ -85,7 +85,14 @@ PRESETS = {
         EvaluationSet("imagenet-r", "axiong/imagenet-r", label="wnid", classes="imagenet-r"),
         EvaluationSet("imagenet-a", "barkermrl/imagenet-a", "train", classes="imagenet-a"),
         EvaluationSet("imagenet-sketch", "clip-benchmark/wds_imagenet_sketch", label="cls", classes="imagenet"),
-        EvaluationSet("imagenet-c", "WNJXYK/TTA-ImageNet-C", "severity_{severity}", "{corruption}", classes="imagenet"),
+        EvaluationSet(
+            "imagenet-c",
+            "WNJXYK/TTA-ImageNet-C",
+            "severity_{severity}",
+            "{corruption}",
+            classes="imagenet",
+            revision="bb0fa9db6d8f94ef279a1f6bbb8024736d542fd7",
+        ),
     )
 }
 """Sets that can be named without saying where they are. ImageNet-V2 is its matched-frequency part."""
@@ -123,7 +130,7 @@ def parse_set(text: str) -> EvaluationSet:
     if equals:
         match = re.fullmatch(rf"(.+?):({_SPLIT}(?:\+{_SPLIT})*)", place)
         given["dataset"] = match[1] if match else place
-        given["note"] = None  # the preset's note is about its own dataset
+        given |= {"revision": None, "note": None}  # the preset's are about its own dataset
         if match:
             given["split"] = match[2]
         if "{corruption}" in given["dataset"]:

@@ -284,6 +284,7 @@ def test_imagenet_c_reads_published_corruptions(oracle, monkeypatch, tmp_path):
 
     def load_base(name, config, *, split, revision, files_from):
         loaded.append((name, config, split))
+        assert revision == "bb0fa9db6d8f94ef279a1f6bbb8024736d542fd7"
         right = list(range(0, 1000, 97))
         shown = [c + (n % 2 if split == "severity_5" else 0) for n, c in enumerate(right)]
         return dataset_of("image", shown, "label", right, INT), {}
@@ -378,6 +379,7 @@ def test_models_are_named_alike_everywhere(tmp_path, monkeypatch):
 
 def test_parse_set():
     assert parse_set("imagenet") == PRESETS["imagenet"]
+    assert parse_set("imagenet-c=photos-{corruption}").revision is None, "the preset's is that of its own dataset"
     assert parse_set("test=a/b") == EvaluationSet("test", "a/b")
     assert parse_set("t=a/b:train[:10],label=fine,image=img,config=c") == EvaluationSet(
         "t", "a/b", "train[:10]", "c", "img", "fine"

@@ -10,7 +10,8 @@ draws them; the answers are made up.
 `randaug_v50`, `randaug_v400`: reinforced over plain, `randaug` with 50 or 400 stored views, loaded in the main process.
 `randaug_mixing_v400`: the same with MixUp and CutMix; the plain side mixes batches, after torchvision's guide, so it
 decodes each image once. `floor`: decoding and resizing to 224x224, and nothing else, over plain `randaug`. The same with
-`_workers`: loaded by two processes. `*_per_s`: images a second.
+`_workers`: loaded by two processes. `*_per_s`: images a second. `*_cpu`: the ratios without workers in seconds of CPU time,
+which other programs disturb less than those of the clock; `*_cpu_ms`: CPU milliseconds an image.
 
 What is compared is timed in turns, an epoch each; ratios are medians over rounds.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -116,6 +118,14 @@ def epoch(loader: torch.utils.data.DataLoader) -> float:
     return taken
 
 
+def noted_epoch(loader: torch.utils.data.DataLoader, cpu: list[float]) -> float:
+    """The same; notes the seconds of this process's CPU time."""
+    began = time.process_time()
+    taken = epoch(loader)
+    cpu.append(time.process_time() - began)
+    return taken
+
+
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--rounds", type=int, help="Epochs of each loader. Default: 7, or 2 with --quick.")
@@ -141,17 +151,22 @@ def main() -> None:
                 **{key: reinforced(load_reinforced(path), **settings) for key, path in stored.items()},
                 "floor": plain(base, resized(), default_data_collator, **settings),
             }
-            works = {key: partial(epoch, loader) for key, loader in loaders.items()}
-            times = common.in_turns(works, rounds, f"{WORKERS} workers" if settings else "no workers")
+            spent: dict[str, list[float]] = {key: [] for key in loaders}
+            works = {key: partial(noted_epoch, loader, spent[key]) for key, loader in loaders.items()}
+            times = common.in_turns(works, rounds, f"{WORKERS} workers" if settings else "no workers", warm_up=1)
             result |= {key + suffix: common.median_ratio(times[other], times[key]) for key, other in OVER.items()}
             result |= {f"{key}{suffix}_per_s": rows / statistics.median(taken) for key, taken in times.items()}
+            if not settings:
+                cpu = {key: taken[1:] for key, taken in spent.items()}  # without the round that warms up
+                result |= {f"{key}_cpu": common.median_ratio(cpu[other], cpu[key]) for key, other in OVER.items()}
+                result |= {f"{key}_cpu_ms": 1e3 * statistics.median(taken) / rows for key, taken in cpu.items()}
             del loaders, works
     print(f"data: {data}, {rows} photos of {PHOTO[0]}x{PHOTO[1]}\n")
     table = []
     for key in ("plain_randaug", "plain_randaug_mixing", *OVER):
         cells = [(result[f"{key}{s}_per_s"], result.get(key + s, 1.0)) for s in ("", "_workers")]
-        table.append([key, *cells[0], *cells[1], TARGETS.get(key, "-")])
-    common.table(table, ["", "images/s", "ratio", f"with {WORKERS} workers", "ratio", "at least"])
+        table.append([key, *cells[0], result.get(f"{key}_cpu", 1.0), *cells[1], TARGETS.get(key, "-")])
+    common.table(table, ["", "images/s", "ratio", "of CPU time", f"with {WORKERS} workers", "ratio", "at least"])
     common.finish(result, flags)
 
 

@@ -6,7 +6,8 @@
 
 `generation_*`: views a second of a run (decoding, augmenting, hashing, labelling, writing; from its start to its end) over
 those of the bare teacher on views that lie on the GPU, V = 32, bfloat16, batches of 256; `*_steady`: from its first answers to
-its last; `*_before`: the whole run with `augment_on` cpu, where Pillow makes the views in worker processes.
+its last; `*_before`: the whole run with `augment_on` cpu, where Pillow makes the views in worker processes; `*_encode_ms`: CPU
+milliseconds of the thread that encodes and writes 256 views, next to all else.
 
 `training_*`: images a second of `ReinforcedTrainer` over those of the same step on one batch that stays on the GPU
 (channels_last, bfloat16, batch 256); `*_before`: the same with `augment_on` cpu. Batches that workers had fetched before the
@@ -16,6 +17,9 @@ clock starts are a third of what is counted, or less.
 worker that has packed it (`worker_ms_*`), with launches, bytes and tensors counted; `order_ms_a_span_*`: those that the main
 process of a run takes to decide which images are decoded before a batch; `copy_*`: milliseconds in which it copies a batch
 that a worker has sent.
+
+With `--only precisions` instead: `step_*`, images a second of that bare step in fp32, with TF32 for matrix products as well
+(`--tf32` of Trainer; convolutions have it anyway), in bfloat16 (`--bf16`), and compiled (`--torch_compile`).
 
 Without a GPU exactness is measured with torch on the CPU, and what is counted.
 """
@@ -46,13 +50,14 @@ from transformers import TrainerCallback, default_data_collator
 from hf_dr import ops
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job, reinforce_job
-from hf_dr.generation.labelling import ViewColumns
+from hf_dr.generation.labelling import CompleteRows, ViewColumns
 from hf_dr.processes import num_cores
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import later_top_k
 from hf_dr.training.arguments import ReinforcedTrainingArguments
@@ -67,6 +72,8 @@ from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.maker import Span, ViewMaker
 
 TOP_K, NUM_VIEWS, BATCH, SIDE = 10, 32, 256, 224
+PARTS = ["exact", "counts", "parts", "generation", "training"]
+PRECISIONS = ["fp32", "tf32", "bf16", "bf16_compiled"]
 TARGETS = {
     "differing_pixels": 0, "generation_lite0": 0.85, "generation_resnet50": 0.85, "generation_lite0_mixing": 0.85,
     "training_resnet50": 0.9, "training_mobilenetv3_gain": 3.0,
@@ -148,13 +155,19 @@ def bare_speed(teacher: Teacher, count: int) -> float:
 
 
 class Watch:
-    """Notes when the first and the last answers of a run arrive."""
+    """Notes when the first and the last answers of a run arrive, and what the thread takes that encodes and writes them."""
 
     def __init__(self, made: Job) -> None:
-        self.began = self.first = self.last = 0.0
+        self.began = self.first = self.last = self.encoding = 0.0
         self.views = 0
-        self._answers = made.source.answers
+        self._answers, self._write = made.source.answers, made._write
         made.source.answers = self.answers  # type: ignore[method-assign]
+        made._write = self.write  # type: ignore[method-assign]
+
+    def write(self, writer: ShardWriter, rows: CompleteRows) -> None:
+        began = time.thread_time()
+        self._write(writer, rows)
+        self.encoding += time.thread_time() - began
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         self.began = time.perf_counter()
@@ -183,6 +196,7 @@ def run_speed(
         "steady_views_per_s": (watch.views - BATCH) / (watch.last - watch.first),
         "start_s": watch.first - began,
         "end_s": ended - watch.last,
+        "encode_ms": 1e3 * watch.encoding * BATCH / watch.views,
     }
 
 
@@ -213,9 +227,9 @@ def measure_generation(data: Path | None, weights: Path | None, device: torch.de
             }
             result |= {f"{name}_{key}": value for key, value in after.items()}
             rows.append([name, bare, *(each["views_per_s"] / bare for each in (before, after)), result[f"{name}_steady"],
-                         after["start_s"], after["end_s"]])  # fmt: skip
+                         after["start_s"], after["end_s"], after["encode_ms"]])  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
-    common.table(rows, ["generation", "bare/s", "before", "after", "steady", "start s", "end s"])
+    common.table(rows, ["generation", "bare/s", "before", "after", "steady", "start s", "end s", "encode ms"])
     return result
 
 
@@ -436,18 +450,21 @@ def training_speed(
     return clock.steps * BATCH / (clock.ended - clock.began)
 
 
-def step_speed(student: str, train: ReinforcedDataset, folder: Path, steps: int, device: torch.device) -> float:
-    """Images a second of the same step on one batch that stays on the GPU."""
+def step_speed(
+    student: str, train: ReinforcedDataset, folder: Path, steps: int, device: torch.device, precision: str = "bf16"
+) -> float:
+    """Images a second of the same step on one batch that stays on the GPU; `precision` is one of `PRECISIONS`."""
     trainer = trainer_of(student, train, folder, 1, "cpu")
     model: torch.nn.Module = trainer.model.to(device).train()
     loaded = default_data_collator(train.__getitems__([(row, 0) for row in range(BATCH)]))
     inputs = trainer._prepare_inputs(trainer._student_inputs(loaded))
     inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    called: Any = torch.compile(model) if precision == "bf16_compiled" else model
 
     def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = trainer.compute_loss(model, inputs)
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision.startswith("bf16")):
+            loss = trainer.compute_loss(called, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as Trainer does
         optimizer.step()
@@ -461,6 +478,21 @@ def step_speed(student: str, train: ReinforcedDataset, folder: Path, steps: int,
         step()
     torch.cuda.synchronize()
     return steps * BATCH / (time.perf_counter() - began)
+
+
+def measure_precisions(data: Path | None, device: torch.device, *, quick: bool) -> dict[str, float]:
+    """The bare step of a convolutional network and of a transformer in each precision."""
+    result: dict[str, float] = {}
+    with common.working_folder() as folder:
+        train = training_set(data, BATCH, folder)
+        for student, name in (("resnet50", "resnet50"), ("vit_small_patch16_224", "vit_s")):
+            for precision in PRECISIONS:
+                torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+                speed = step_speed(student, train, folder, 20 if quick else 60, device, precision)
+                result[f"step_{name}_{precision}_images_per_s"] = speed
+        torch.set_float32_matmul_precision("highest")
+    common.table([[name, value] for name, value in result.items()], ["bare step, batch of 256", "images/s"])
+    return result
 
 
 def measure_training(data: Path | None, device: torch.device, *, quick: bool) -> dict[str, Any]:
@@ -492,10 +524,10 @@ def measure_training(data: Path | None, device: torch.device, *, quick: bool) ->
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument(
-        "--only", nargs="*", choices=["exact", "counts", "parts", "generation", "training"], help="Only these."
+        "--only", nargs="*", choices=[*PARTS, "precisions"], help="Only these. Default: all but precisions."
     )
     flags: argparse.Namespace = parser.parse_args()
-    chosen = flags.only or ["exact", "counts", "parts", "generation", "training"]
+    chosen = flags.only or PARTS
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     result: dict[str, Any] = {
@@ -517,6 +549,7 @@ def main() -> None:
         "parts": lambda: measure_parts(flags.data, flags.weights, device),
         "generation": lambda: measure_generation(flags.data, flags.weights, device, quick=flags.quick),
         "training": lambda: measure_training(flags.data, device, quick=flags.quick),
+        "precisions": lambda: measure_precisions(flags.data, device, quick=flags.quick),
     }
     try:
         for name, measure in parts.items():

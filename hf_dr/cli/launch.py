@@ -25,15 +25,21 @@ TERMINATED = 143
 
 # What the system says of a user's path or disk, wherever in a command it is met.
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 # What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL); where
-# those of a launch do not find each other; and of memory that runs out, a device's or the machine's. And what to do.
+# those of a launch do not find each other; and of memory that runs out, a device's or the machine's; first, in which of its
+# modules the errors of torch.compile are. And what to do.
 _ADVICE = {
+    r"^torch\._(dynamo|inductor)\.": (
+        "torch could not compile the model, for which it needs a compiler (g++ on a CPU; on a GPU gcc, and Triton): install "
+        "one, or leave `torch_compile` (of a teacher `compile`) out."
+    ),
+    "Unrecognized mode=": "Choose another `torch_compile_mode`.",
     r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (
         "A worker that is killed has often used too much memory: take fewer workers or a smaller batch, and run the same "
         "command again; what is finished is kept."
     ),
-    r".*(Connection (closed|reset) by peer|remote process exited)": (
+    r"(Connection (closed|reset) by peer|remote process exited)": (
         "Another process of this launch has ended: look for its error. What is finished is kept."
     ),
     NO_GROUP: (
@@ -41,7 +47,7 @@ _ADVICE = {
         "`--master_port` of torchrun, MASTER_PORT), and on several nodes name the first one's address (`--main_process_ip`, "
         "`--master_addr`, MASTER_ADDR), and the network that all share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."
     ),
-    r".*(out of memory|can't allocate memory|not enough memory)": (
+    r"(out of memory|can't allocate memory|not enough memory)": (
         "Take smaller batches, in a training by a larger `gradient_accumulation_steps`, and run the same command again; what "
         "is finished is kept."
     ),
@@ -141,10 +147,13 @@ def guarded(run: Callable[[], int]) -> int:
         return 2
     except RuntimeError as error:
         found = _without_traceback(str(error))
-        advice = next((words for said, words in _ADVICE.items() if re.match(said, found, re.DOTALL)), None)
+        whole = f"{type(error).__module__}: {found}"
+        advice = next((words for said, words in _ADVICE.items() if re.search(said, whole)), None)
         if advice is None:
             raise
-        _tell(f"{found.strip().rstrip('.'):.300}. {advice}")
+        # What torch adds below is for its developers.
+        said = " ".join(found.partition("\n\n")[0].split())
+        _tell(f"{said.rstrip('.'):.300}. {advice}")
         return 2
     except OSError as error:
         if error.errno not in _OF_THE_DISK and (error.errno not in _OF_THE_PATH or error.filename is None):

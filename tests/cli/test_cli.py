@@ -22,6 +22,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 from hf_dr.cli import early, push
 from hf_dr.cli import launch as launching
@@ -244,6 +245,15 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             RuntimeError(f"{IN_A_WORKER}RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
             "DefaultCPUAllocator: can't allocate memory: you tried. Take smaller batches",
         ),
+        (
+            InductorError(InvalidCxxCompiler("c++"), None),
+            "InvalidCxxCompiler: Compiler: c++ is not found. torch could not compile the model, for which it needs a compiler",
+        ),
+        (
+            RuntimeError("Unrecognized mode=fast, should be one of: default, lite"),
+            "Unrecognized mode=fast, should be one of: default, lite. Choose another `torch_compile_mode`.",
+        ),
+        (OSError(errno.EFBIG, "x", "a/b"), "could not use a/b: File too large. "),
         (RuntimeError(f"{IN_A_WORKER}RuntimeError: another"), None),
         (RuntimeError("another"), None),
         (PermissionError(errno.EACCES, "x"), None),

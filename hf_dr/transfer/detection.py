@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -196,7 +197,7 @@ def detection_trainer(
         chosen.fpn_channels,
         chosen.rois_per_image,
     )
-    return TransferTrainer(
+    trainer = TransferTrainer(
         Detector(body, config),
         args,
         description={
@@ -212,6 +213,13 @@ def detection_trainer(
         eval_dataset=None if evaluated is None else DetectionImages(evaluated, train=False),
         data_collator=collate,
     )
+    # Asked of accelerate, whose own configuration may say so, too.
+    if trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ConfigError(
+            "`torch_compile` is not for detectors: they find another number of boxes in each image, and torch would compile "
+            "for longer than the training takes. Leave it out, in accelerate's configuration (dynamo) as well."
+        )
+    return trainer
 
 
 def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:

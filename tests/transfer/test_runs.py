@@ -294,6 +294,15 @@ def test_without_masks_it_is_a_faster_rcnn(detection, tmp_path, caplog):
     assert "mask_map" not in found
 
 
+@pytest.mark.parametrize("by_accelerate", [False, True])
+def test_a_detector_is_not_compiled(detection, tmp_path, capsys, monkeypatch, by_accelerate):
+    settings = {} if by_accelerate else {"torch_compile_backend": "eager"}
+    if by_accelerate:
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    assert main(detection.words(tmp_path / "out", max_steps=1, **settings)) == 2
+    assert "error: `torch_compile` is not for detectors: they find another number of boxes" in capsys.readouterr().err
+
+
 # What Trainer does about the client's progress bars.
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
 def test_a_detector_trains_on_a_dataset_and_is_pushed(tmp_path, capsys, loopback_hub):

@@ -277,6 +277,13 @@ def shield_workers(loader: Any) -> None:
     loader._get_iterator = started
 
 
+def quiet_loader(dataset: Any, **settings: Any) -> torch.utils.data.DataLoader[Any]:
+    """Returns a DataLoader whose workers leave Ctrl-C to their parent from the first moment; see `quiet_worker`."""
+    loader = torch.utils.data.DataLoader(dataset, worker_init_fn=quiet_worker, **settings)
+    shield_workers(loader)
+    return loader
+
+
 def end_workers(loader: Any) -> None:
     """Ends the persistent workers of a DataLoader, if it has any; used again, it starts others."""
     loader = getattr(loader, "base_dataloader", loader)  # the one that iterates, inside of accelerate's wrapper

@@ -17,7 +17,6 @@ import numpy as np
 import PIL.Image
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import DataLoader
 
 from hf_dr.allocator import keep_freed_memory
 from hf_dr.errors import ConfigError, TeacherError, did_you_mean
@@ -28,7 +27,7 @@ from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import digest_of_weights, expanded
-from hf_dr.processes import find_device, quiet_worker, warm_up_kernels
+from hf_dr.processes import find_device, quiet_loader, warm_up_kernels
 from hf_dr.store.base_dataset import content_hash
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.calibration import MEASURED_TEMPERATURES, calibrated_ece, fit_temperature
@@ -269,7 +268,7 @@ class _Pass(torch.utils.data.Dataset):
         """Returns the answers (B, C) of each model to all rows, float32, in their order."""
         batches: list[list[np.ndarray]] = [[] for _ in classifiers]
         config = self._config
-        loader = DataLoader(self, config.batch_size, num_workers=config.num_workers, worker_init_fn=quiet_worker)
+        loader = quiet_loader(self, batch_size=config.batch_size, num_workers=config.num_workers)
         for inputs in progress_bar(loader, desc=self._label, unit="batch", leave=False):
             for classifier, number, own in zip(classifiers, self._input_of, batches, strict=True):
                 own.append(classifier(inputs[number]).cpu().numpy())

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hf_dr.generation.labelling import CPU_BATCH, Labeller, Reply, ViewColumns
-from hf_dr.processes import ahead, default_workers, quiet_worker, thread_pool
+from hf_dr.processes import ahead, default_workers, quiet_loader, thread_pool
 from hf_dr.store.provenance import Provenance
 from hf_dr.text import format_bytes
 from hf_dr.views.device.augment import is_fast_on
@@ -200,13 +200,12 @@ class LoaderSource(AnswerSource):
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; workers are ahead by as much as a DataLoader fetches in advance."""
-        loader = torch.utils.data.DataLoader(
+        loader = quiet_loader(
             self._maker,
             batch_size=None,
             sampler=spans,
             num_workers=min(self.workers, len(spans)),
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=quiet_worker,
         )
         for batch in loader:
             yield self.labeller.label(batch)

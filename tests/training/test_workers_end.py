@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from hf_dr import ReinforcedLoader
+from hf_dr.evaluation.run import _Pass
+from hf_dr.generation.sources import LoaderSource
 from hf_dr.processes import quiet_worker, shield_workers
 from tests.training.helpers import BATCH, ROWS, SIZE, STEPS, Watched, pooled, settings_in
 
@@ -189,6 +192,28 @@ def test_workers_of_the_rest_of_an_epoch_are_born_so_too(tmp_path, forked):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     for trainer, steps in ((first, STEPS), (resumed, STEPS - 1)):
         assert torch.cat([batch["labels"] for batch in trainer.seen]).tolist() == [1] * BATCH * steps
+
+
+class DeafPass(_Pass):
+    """An evaluation whose answers are 1 where Ctrl-C is blocked."""
+
+    _config = SimpleNamespace(batch_size=2, num_workers=1)
+    _label = "masks"
+    _input_of = (0,)
+
+    def __init__(self):
+        self._rows = range(2)
+
+    def __getitem__(self, row):
+        return [torch.tensor([float(Masks()[row])])]
+
+
+def test_workers_of_an_evaluation_and_of_a_run_are_born_so_too(forked):
+    assert DeafPass().logits([lambda pixels: pixels])[0].tolist() == [[1.0], [1.0]]
+    labeller = SimpleNamespace(teacher=SimpleNamespace(device=torch.device("cpu")), label=lambda views: views)
+    maker = Masks()
+    maker.first_new = 0
+    assert list(LoaderSource(maker, labeller, 1, 1).answers([0, 1])) == [True, True]
 
 
 def test_shielded_workers_end_with_their_loader():

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import DataError
-from hf_dr.processes import quiet_worker
+from hf_dr.processes import quiet_loader
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation, ViewMemoryError, perform
 from hf_dr.views.device.hashing import later_hashes
@@ -255,13 +255,12 @@ class DeviceViewMaker:
         num_workers = min(num_workers, len(spans))
         items, known = itertools.tee(self._items(spans, num_workers))
         chosen: Any = (item for item, _ in items)  # any iterable will do
-        loader: Iterable[Decoded | Drawn] = torch.utils.data.DataLoader(
+        loader: Iterable[Decoded | Drawn] = quiet_loader(
             Preparer(self.maker, sizes),
             batch_size=None,
             sampler=chosen,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=quiet_worker,
         )
         for (_, gone), arrived in zip(known, loader, strict=True):
             yield arrived, gone

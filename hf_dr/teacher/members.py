@@ -27,7 +27,13 @@ from hf_dr.files import YAML_ERRORS, expanded, no_folder
 from hf_dr.settings import Place, check_kind, check_names
 from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.foreign import check_config, check_index
-from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, read_pretrained_cfg
+from hf_dr.teacher.preprocessing import (
+    Preprocessing,
+    check_normalization,
+    own_processor,
+    read_image_processor,
+    read_pretrained_cfg,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +249,8 @@ def preprocessing_of(
     check_kind("model", model, nn.Module, "a classifier in memory", "`Teacher.from_pretrained` takes names.")
     check_kind("name", name, str, "what provenance and card call the model", "Give a text.")
     Place().check("name", name)
+    check_normalization(normalization)
+    processor = own_processor(processor)
     told: dict[str, Any] = {"interpolation": "bilinear"}
     crop = None
     # transformers' wrapper of a timm model, as a student is one, has it in its configuration.
@@ -256,9 +264,7 @@ def preprocessing_of(
     if size is not None:
         told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     if normalization is not None:
-        pair = isinstance(normalization, (list, tuple)) and len(normalization) == 2
-        mean, std = normalization if pair else (None, None)
-        told |= {"mean": _as_tuple(mean), "std": _as_tuple(std)}
+        told |= zip(("mean", "std"), map(tuple, normalization), strict=True)
     for setting, key in (("size", "size"), ("normalization", "mean")):
         if key not in told:
             raise ConfigError(
@@ -266,10 +272,6 @@ def preprocessing_of(
                 "Give `size` and `normalization=(mean, std)`, or the `processor` of a model of transformers."
             )
     return Preprocessing(**told), crop
-
-
-def _as_tuple(values: Any) -> Any:
-    return tuple(values) if isinstance(values, (list, tuple)) else values
 
 
 def logits_of(outputs: Any) -> torch.Tensor:

@@ -10,13 +10,14 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from timm.data import resolve_data_config
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from hf_dr.errors import TeacherError
+from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import channel_values
 from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS, Size
@@ -100,6 +101,25 @@ def is_of_scale(value: float) -> bool:
     return abs(value) < 10
 
 
+def check_normalization(given: Any) -> None:
+    """Raises a ConfigError unless `normalization`, as it was given, is (mean, std) or None."""
+    if given is None:
+        return
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (2, 3) or not np.isfinite(values).all():
+        raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Correct it.")
+    if not is_of_scale(np.abs(values).max()):
+        raise ConfigError(
+            f"`normalization` must be mean and std on the scale 0 to 1, got {given!r:.80}, which are on that of 0 to 255. "
+            "Divide them by 255."
+        )
+    if values[1].min() <= 0:
+        raise ConfigError(f"`normalization` must have a std above 0, got {given!r:.80}. Correct it, or leave it out.")
+
+
 def _tensor_filter(interpolation: str, name: str) -> str:
     """Returns the filter by its name, or bicubic, with a warning, for those that exist for PIL images only."""
     if interpolation in _TENSOR_FILTERS:
@@ -158,6 +178,12 @@ def read_pretrained_cfg(pretrained_cfg: Any, name: str) -> tuple[Preprocessing, 
         ) from error
 
 
+def own_processor(given: Any) -> Any:
+    """Returns the image processor in a processor; None for that of timm's models, which only repeats `pretrained_cfg`."""
+    processor = getattr(given, "image_processor", given)
+    return None if hasattr(processor, "data_config") else processor
+
+
 def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
     """Reads what an image processor of transformers does: the one place where its configuration is understood.
 
@@ -173,6 +199,11 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
     Raises:
         TeacherError: It does something that is not understood.
     """
+    if not hasattr(processor, "size"):
+        raise TeacherError(
+            f"the image processor of {name!r} must be one of transformers, found {type(processor).__name__}. Give such a "
+            "one, or in its place the `normalization`, of a teacher with the `size`."
+        )
     if getattr(processor, "do_resize", True) is False:
         raise TeacherError(
             f"the image processor of {name!r} must tell the size that the model takes, but it does not resize (`do_resize` is "

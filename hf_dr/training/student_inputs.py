@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import PIL.Image
 import pyarrow as pa
 import torch
@@ -33,8 +32,9 @@ from hf_dr.teacher.preprocessing import (
     EVAL_CROP,
     Preprocessing,
     before_crop,
+    check_normalization,
     evaluation_augmentation,
-    is_of_scale,
+    own_processor,
     read_image_processor,
     read_pretrained_cfg,
 )
@@ -68,7 +68,7 @@ def student_preprocessing(
         ConfigError: What is saved with the student could not say what it was trained with.
     """
     check_normalization(normalization)
-    processor = _own_processor(processor)
+    processor = own_processor(processor)
     if processor is None:
         cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
         read, _ = read_pretrained_cfg(cfg, type(model).__name__)
@@ -89,24 +89,6 @@ def student_preprocessing(
             "other, but it reverses them (`do_flip_channel_order`). Set it to false."
         )
     return read
-
-
-def check_normalization(given: Any) -> None:
-    if given is None:
-        return
-    try:
-        values = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (2, 3) or not np.isfinite(values).all():
-        raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
-    if not is_of_scale(np.abs(values).max()):
-        raise ConfigError(
-            f"`normalization` must be mean and std on the scale 0 to 1, got {given!r:.80}, which are on that of 0 to 255. "
-            "Divide them by 255."
-        )
-    if values[1].min() <= 0:
-        raise ConfigError(f"`normalization` must have a std above 0, got {given!r:.80}. Correct it, or leave it out.")
 
 
 def normalize(pixels_BCHW: torch.Tensor, seen: Preprocessing) -> torch.Tensor:
@@ -132,7 +114,7 @@ def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
 
     A model of timm says it in its `pretrained_cfg`, and another's image processor. Without one the usual view is taken.
     """
-    processor = _own_processor(processor)
+    processor = own_processor(processor)
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)
     name = type(model).__name__
     if processor is not None:
@@ -151,12 +133,6 @@ def check_processor(name: str, processor: object) -> None:
             f"`{name}` must be an image processor, got the name {str(processor)!r}. Load it: "
             "`AutoImageProcessor.from_pretrained(name)`."
         )
-
-
-def _own_processor(given: Any) -> Any:
-    """Returns the image processor in a processor; None for that of timm's models, which only repeats `pretrained_cfg`."""
-    processor = getattr(given, "image_processor", given)
-    return None if hasattr(processor, "data_config") else processor
 
 
 def load_processor(name: str, size: int) -> Any:

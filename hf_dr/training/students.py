@@ -24,8 +24,8 @@ from hf_dr.files import expanded, no_folder, spelled_alike
 from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
-from hf_dr.teacher.preprocessing import EVAL_CROP
-from hf_dr.training.student_inputs import Normalization, check_normalization, is_timm
+from hf_dr.teacher.preprocessing import EVAL_CROP, check_normalization
+from hf_dr.training.student_inputs import Normalization, is_timm
 from hf_dr.views.ops.base import Size
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """`Teacher.from_model`: a classifier in memory is a teacher; and what a teacher is shown must be bytes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import transformers
 from conftest import CLASSES
 from torch import nn
+from torchvision.transforms.v2 import Compose
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
@@ -91,6 +93,9 @@ def test_models_of_timm_and_transformers_say_how_they_take_images(tmp_path):
     (member,) = Teacher.from_model(vit, "vit", processor=processor).members
     assert member.preprocessing == Preprocessing((16, 16), MEAN, STD, "bilinear")
     assert member.labels == tuple((name,) for name in CLASSES)
+    both = SimpleNamespace(image_processor=processor, tokenizer=None)  # such as CLIP's
+    (member,) = Teacher.from_model(vit, "vit", processor=both).members
+    assert member.preprocessing == Preprocessing((16, 16), MEAN, STD, "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -118,13 +123,23 @@ def test_models_of_timm_and_transformers_say_how_they_take_images(tmp_path):
         ),
         (
             {"size": 4, "normalization": (MEAN, (0, 1, 1))},
-            TeacherError,
-            "`std` of a model's preprocessing must be three",
+            ConfigError,
+            "`normalization` must have a std above 0",
         ),
         (
             {"size": 4, "normalization": ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))},
+            ConfigError,
+            "`normalization` must be mean and std on the scale 0 to 1, got .* on that of 0 to 255. Divide them by 255",
+        ),
+        (
+            {"size": 4, "normalization": Compose([nn.Identity()])},
+            ConfigError,
+            "`normalization` must be mean and std, each three numbers, got Compose",
+        ),
+        (
+            {"processor": Compose([nn.Identity()])},
             TeacherError,
-            "`mean` of a model's preprocessing must be three numbers on the scale 0 to 1, not 0 to 255, found",
+            "the image processor of 'mine' must be one of transformers, found Compose. Give such a one, or in its place the",
         ),
     ],
 )

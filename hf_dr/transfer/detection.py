@@ -216,8 +216,8 @@ def detection_trainer(
     # Asked of accelerate, whose own configuration may say so, too.
     if trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ConfigError(
-            "`torch_compile` is not for detectors: they find another number of boxes in each image, and torch would compile "
-            "for longer than the training takes. Leave it out, in accelerate's configuration (dynamo) as well."
+            "`torch_compile` is not for detectors: they find another number of boxes in each image, and torch did not compile "
+            "even a tiny one within ten minutes. Leave it out, in accelerate's configuration (dynamo) as well."
         )
     return trainer
 

@@ -295,9 +295,8 @@ def _body(student: Student, name: str, revision: str | None, ema: bool) -> str:
     if student.model.partition(" ")[0] in ADDED:
         first += "import hf_dr.teacher.architectures  # timm itself has no such architecture\n"
     parts += ["## Use", first + _TRANSFORMERS.replace("NAME", json.dumps(name) + revision_argument(revision))]
-    if student.timm and "@" not in (
-        revision or ""
-    ):  # which timm takes for the beginning of a revision, and allows once
+    # timm takes an @ for the beginning of a revision, and allows one.
+    if student.timm and "@" not in (revision or ""):
         place = f"hf-hub:{name}" if "/" in name else f"local-dir:{name}"
         place += f"@{revision}" if revision else ""
         parts += ["or, without transformers,", first + _TIMM.replace("NAME", json.dumps(place))]

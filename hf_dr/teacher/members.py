@@ -29,7 +29,7 @@ from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.foreign import check_config, check_index
 from hf_dr.teacher.preprocessing import (
     Preprocessing,
-    check_normalization,
+    checked_normalization,
     own_processor,
     read_image_processor,
     read_pretrained_cfg,
@@ -249,7 +249,7 @@ def preprocessing_of(
     check_kind("model", model, nn.Module, "a classifier in memory", "`Teacher.from_pretrained` takes names.")
     check_kind("name", name, str, "what provenance and card call the model", "Give a text.")
     Place().check("name", name)
-    check_normalization(normalization)
+    normalization = checked_normalization(normalization)
     processor = own_processor(processor)
     told: dict[str, Any] = {"interpolation": "bilinear"}
     crop = None
@@ -264,7 +264,7 @@ def preprocessing_of(
     if size is not None:
         told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     if normalization is not None:
-        told |= zip(("mean", "std"), map(tuple, normalization), strict=True)
+        told |= zip(("mean", "std"), normalization, strict=True)
     for setting, key in (("size", "size"), ("normalization", "mean")):
         if key not in told:
             raise ConfigError(

@@ -101,10 +101,10 @@ def is_of_scale(value: float) -> bool:
     return abs(value) < 10
 
 
-def check_normalization(given: Any) -> None:
-    """Raises a ConfigError unless `normalization`, as it was given, is (mean, std) or None."""
+def checked_normalization(given: Any) -> tuple[Any, Any] | None:
+    """Returns `normalization` in Python's own numbers, whatever arrays it was given in; a ConfigError if it is none."""
     if given is None:
-        return
+        return None
     try:
         values = np.asarray(given, np.float64)
     except (TypeError, ValueError):
@@ -118,6 +118,8 @@ def check_normalization(given: Any) -> None:
         )
     if values[1].min() <= 0:
         raise ConfigError(f"`normalization` must have a std above 0, got {given!r:.80}. Correct it, or leave it out.")
+    mean, std = (tuple(value.item() if hasattr(value, "item") else value for value in one) for one in given)
+    return mean, std
 
 
 def _tensor_filter(interpolation: str, name: str) -> str:

@@ -32,7 +32,7 @@ from hf_dr.teacher.preprocessing import (
     EVAL_CROP,
     Preprocessing,
     before_crop,
-    check_normalization,
+    checked_normalization,
     evaluation_augmentation,
     own_processor,
     read_image_processor,
@@ -67,18 +67,18 @@ def student_preprocessing(
         TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
         ConfigError: What is saved with the student could not say what it was trained with.
     """
-    check_normalization(normalization)
+    normalization = checked_normalization(normalization)
     processor = own_processor(processor)
     if processor is None:
         cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
         read, _ = read_pretrained_cfg(cfg, type(model).__name__)
         if normalization is None:
             return read
-        given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
+        given: dict[str, Any] = dict(zip(("mean", "std"), normalization, strict=True))
         return replace(read, **given)
     read, _ = read_image_processor(processor, type(model).__name__)
     own = (read.mean, read.std)
-    if normalization is not None and own != tuple(map(tuple, normalization)):
+    if normalization is not None and own != normalization:
         raise ConfigError(
             f"`normalization` must be that of `processing_class`, which is saved with the student: {own}, got {normalization}. "
             "Leave it out, or change the processor."

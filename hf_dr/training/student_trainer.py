@@ -21,6 +21,7 @@ from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import check_kind
+from hf_dr.teacher.preprocessing import checked_normalization
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.calibrating import Calibration, calibrate
@@ -63,7 +64,7 @@ class StudentTrainer(ResumableTrainer):
                 f"{type(self.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
             )
         check_optimizer(self.optimizer, self.model)
-        self._normalization = normalization
+        self._normalization = checked_normalization(normalization)
         self._look_at_model()
 
     def _look_at_model(self) -> None:

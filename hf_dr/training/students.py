@@ -24,7 +24,7 @@ from hf_dr.files import expanded, no_folder, spelled_alike
 from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
-from hf_dr.teacher.preprocessing import EVAL_CROP, check_normalization
+from hf_dr.teacher.preprocessing import EVAL_CROP, checked_normalization
 from hf_dr.training.student_inputs import Normalization, is_timm
 from hf_dr.views.ops.base import Size
 
@@ -75,7 +75,7 @@ def build_student(
     if model_args is not None:
         check_kind("model_args", model_args, Mapping, "names and values", 'Give e.g. `{"img_size": 32}`.')
         model_args = dict(model_args)
-    check_normalization(normalization)
+    normalization = checked_normalization(normalization)
     name = os.fspath(name)
     labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
     classes: dict[str, Any] = {

@@ -98,6 +98,12 @@ def test_models_of_timm_and_transformers_say_how_they_take_images(tmp_path):
     assert member.preprocessing == Preprocessing((16, 16), MEAN, STD, "bilinear")
 
 
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, lambda pair: tuple(map(np.float32, pair))])
+def test_a_normalization_may_be_of_arrays(kind):
+    (member,) = Teacher.from_model(Head(), "mine", size=4, normalization=kind(((0.5,) * 3, (0.25,) * 3))).members
+    assert repr(member.preprocessing) == repr(Preprocessing((4, 4), (0.5,) * 3, (0.25,) * 3, "bilinear"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

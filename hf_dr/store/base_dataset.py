@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.utils.info_utils import is_small_dataset
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
@@ -75,7 +76,7 @@ def load_base(
         else:
             builder = _builder(path, _unpatterned(path, name), config, revision)
             builder.download_and_prepare()
-            loaded = builder.as_dataset(split)
+            loaded = builder.as_dataset(split, in_memory=is_small_dataset(builder.info.dataset_size))
         license = card_license(name, revision)
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")

@@ -284,6 +284,12 @@ def test_what_is_no_loaded_split_is_refused(given, found, tiny_teacher, tmp_path
         reinforce(given, tiny_teacher, "rrc", ReinforceConfig(str(tmp_path)))
 
 
+def test_small_datasets_are_held_in_memory_where_datasets_is_set_so(photos, monkeypatch):
+    assert load_base(str(photos))[0].cache_files
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 1 << 30)
+    assert not load_base(str(photos))[0].cache_files
+
+
 def in_archive(dataset: datasets.Dataset, path: Path) -> datasets.Dataset:
     """The same images and labels, but each cell only names its image, inside a zip archive."""
     cells = undecoded_images(dataset, "image")["image"]

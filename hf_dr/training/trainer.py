@@ -388,7 +388,9 @@ class _LateCheck(TrainerCallback):
 
 def _views_of(dataset: Any) -> object:
     """Returns what a trainer is made for."""
-    return (dataset.augmentations, dataset.num_classes) if isinstance(dataset, ReinforcedData) else None
+    if not isinstance(dataset, ReinforcedData):
+        return None
+    return dataset.augmentations, dataset.num_classes, dataset.class_names
 
 
 def _check_loader(trainer: ReinforcedTrainer, train: ReinforcedData) -> None:

@@ -1,5 +1,6 @@
 """Settings of a training: the optimizer, pixels, and what does not fit together."""
 
+import copy
 import dataclasses
 
 import datasets
@@ -297,12 +298,15 @@ def test_a_loader_of_ones_own_shows_another_view_in_each_epoch(plain, settings):
 
 def test_other_views_that_are_set_later_are_refused(plain, tiny_plus, settings):
     """On a device they would have been made by the ops of the first dataset, and everywhere evaluated at its size."""
+    renamed = copy.copy(plain)
+    renamed.__class__ = type("Renamed", (type(plain),), {"class_names": plain.class_names[::-1]})
     trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
-    trainer.train_dataset = tiny_plus
-    with pytest.raises(
-        ConfigError, match=r"`train_dataset` must have the augmentation .* was made, .* another was set\. Make"
-    ):
-        trainer.train()
+    for other in (tiny_plus, renamed):
+        trainer.train_dataset = other
+        with pytest.raises(
+            ConfigError, match=r"`train_dataset` must have the augmentation .* was made, .* another was set\. Make"
+        ):
+            trainer.train()
 
 
 def test_a_loader_of_this_package_is_taken_as_ones_own(plain, settings):

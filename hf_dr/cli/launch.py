@@ -27,14 +27,9 @@ TERMINATED = 143
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 # What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL); where
-# those of a launch do not find each other; and of memory that runs out, a device's or the machine's; first, in which of its
-# modules the errors of torch.compile are. And what to do.
+# those of a launch do not find each other; and of memory that runs out, a device's or the machine's, also while a model is
+# compiled; then in which of its modules the other errors of torch.compile are. And what to do.
 _ADVICE = {
-    r"^torch\._(dynamo|inductor)\.": (
-        "torch could not compile the model, for which it needs a compiler (g++ on a CPU; on a GPU gcc, and Triton): install "
-        "one, or leave `torch_compile` (of a teacher `compile`) out."
-    ),
-    "Unrecognized mode=": "Choose another `torch_compile_mode`.",
     r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (
         "A worker that is killed has often used too much memory: take fewer workers or a smaller batch, and run the same "
         "command again; what is finished is kept."
@@ -51,6 +46,11 @@ _ADVICE = {
         "Take smaller batches, in a training by a larger `gradient_accumulation_steps`, and run the same command again; what "
         "is finished is kept."
     ),
+    r"^torch\._(dynamo|inductor)\.": (
+        "torch could not compile the model, for which it needs a compiler (g++ on a CPU; on a GPU gcc, and Triton): install "
+        "one, or leave `torch_compile` (of a teacher `compile`) out."
+    ),
+    "Unrecognized mode=": "Choose another `torch_compile_mode`.",
 }
 
 

@@ -250,6 +250,10 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             "InvalidCxxCompiler: Compiler: c++ is not found. torch could not compile the model, for which it needs a compiler",
         ),
         (
+            InductorError(torch.OutOfMemoryError("CUDA out of memory. Tried"), None),
+            "OutOfMemoryError: CUDA out of memory. Tried. Take smaller batches",
+        ),
+        (
             RuntimeError("Unrecognized mode=fast, should be one of: default, lite"),
             "Unrecognized mode=fast, should be one of: default, lite. Choose another `torch_compile_mode`.",
         ),

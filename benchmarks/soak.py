@@ -350,7 +350,7 @@ class Soak:
 
     def pushed(self, _: str, rng: Rng, folder: Path) -> None:
         way, request = faults.KINDS[rng.integers(len(faults.KINDS))]
-        kind = str(rng.choice(faults.FAULTS + faults.LASTING))
+        kind = str(rng.choice(faults.FAULTS + faults.ANSWERS))
         fault = Fault(kind, request, int(rng.integers(1, 3)), float(rng.choice([1, 3, np.inf])))
         self.push(way, fault, folder, float(rng.uniform(0.05, 1)) if rng.random() < 0.2 else None)
 
@@ -385,7 +385,7 @@ HOW = ("killed", "full", "damaged", "together")
 KINDS = {f"{name}_{how}": (how, name) for name in ("reinforce", "train") for how in HOW}
 KINDS |= {"push": ("pushed", ""), "grid": ("cell", ""), "flip": ("found", "flip"), "swap": ("found", "swap")}
 ONCE_OR_FOR_EVER = [(kind, count) for kind in faults.FAULTS for count in (1, np.inf)]
-GRID = [(at, fault) for at in faults.KINDS for fault in ONCE_OR_FOR_EVER + [(kind, np.inf) for kind in faults.LASTING]]
+GRID = [(at, fault) for at in faults.KINDS for fault in ONCE_OR_FOR_EVER + [(kind, np.inf) for kind in faults.ANSWERS]]
 FULL = {"flip": 1000, "swap": 200, "grid": len(GRID)}
 
 

@@ -193,7 +193,7 @@ def test_classes_that_only_the_held_out_images_have_are_told(photos, tmp_path, c
             ["PHOTOS", "--folds", "2", "--resume_from_checkpoint", "x"],
             "`resume_from_checkpoint` must be left out with `folds`, got x: it would be the same for all teachers.",
         ),
-        (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
+        (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, got `label_column` none. Name"),
         (
             ["PHOTOS", "--reinforced_probability", "0.5"],
             "`reinforced_probability` must be left out with `objective` erm, which",

@@ -919,7 +919,7 @@ def test_views_of_other_data_or_size_do_not_resume_plain_training(call, base, ti
             "differs in dataset_fingerprint .of the images, their labels, their size and their augmentation.: ",
         ),
         (["--augmentation", "mixing"], "must not mix images"),
-        (["--label_column", "none"], "`objective` erm needs labels, found none in"),
+        (["--label_column", "none"], "`objective` erm needs labels, got `label_column` none. Name"),
         (["--objective", "reinforced"], "`augmentation` must come with `objective` erm or kd, got reinforced"),
         (["--streaming"], "`streaming` is for a .+ dataset, which is read without `augmentation`, got True"),
         (["--name", "a", "b"], "`dataset` must be one base dataset with `augmentation`, got .*base.parquet, a, b"),

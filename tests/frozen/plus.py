@@ -171,7 +171,7 @@ class Inexact(Teacher):
 
     Args:
         members: As for Teacher.
-        units: How many. Where it is negative all answers are off to one side, else each to a side of its own.
+        units: How many. All classes of every second view are off to one side, those of the others each to a side of its own.
     """
 
     def __init__(self, members: list[Member], units: int = 0) -> None:
@@ -183,7 +183,8 @@ class Inexact(Teacher):
         if not self.units:
             return answers_BC
         generator = torch.Generator().manual_seed(int(views_BCHW.sum()) + self.units)
-        signs_BC = torch.randint(0, 2, answers_BC.shape, generator=generator) * 2 - 1 if self.units > 0 else 1
+        signs_BC = torch.randint(0, 2, answers_BC.shape, generator=generator) * 2 - 1
+        signs_BC[::2] = -1
         return answers_BC * (1 + signs_BC * self.units * 2.0**-23)
 
 

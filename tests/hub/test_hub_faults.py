@@ -186,7 +186,8 @@ def test_every_lasting_answer_ends_in_one_error_without_the_token(
     shown = "" if error is None else "".join(traceback.format_exception(error))
     assert "hf_loopback" not in shown + caplog.text
     assert "Bearer h" not in shown + caplog.text
-    assert_finishes(loopback_hub, push, folder, way)
+    if fault in (*FAULTS, "half"):  # the other answers come without the work
+        assert_finishes(loopback_hub, push, folder, way)
 
 
 # A connection that one thread opens while another closes the client is left to the garbage collector, in the client's own code.

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_the_teachers_answer_over_the_classes_of_the_images(teacher):
     accuracy = np.mean([int(a) == row["labels"] for a, row in zip(answers, rows, strict=True)])
     measured = json.loads((ASSETS / "teachers" / "results.json").read_text(encoding="utf-8"))["ensemble"]["accuracy"]
     assert abs(accuracy - measured) < 0.05  # 250 of the 10,000 images on which it was measured
+
+
+def test_their_recipe_makes_models_that_see_images_as_they_do():
+    recipe = runpy.run_path(str(ASSETS.parents[1] / "recipes" / "fashion_mnist" / "train_teacher.py"))
+    for folder, member in zip(TEACHERS, recipe["MEMBERS"].values(), strict=True):
+        made = recipe["build_model"](member).config.pretrained_cfg
+        kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+        keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        assert json.loads(json.dumps([made[key] for key in keys])) == [kept[key] for key in keys]
 
 
 def test_the_cards_say_what_was_measured():

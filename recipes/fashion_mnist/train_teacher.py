@@ -166,6 +166,7 @@ def build_model(member: Member) -> PreTrainedModel:
         model_args=member.model_args,
         normalization=(member.preprocessing.mean, member.preprocessing.std),
         size=member.input_size,
+        crop=1.0,
     )
     model.config.pretrained_cfg.update(architecture=member.architecture, license="apache-2.0")
     return model.to(memory_format=torch.channels_last)

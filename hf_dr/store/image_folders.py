@@ -119,7 +119,10 @@ def _check_archives(folder: Path, read: list[str]) -> None:
         return
     found = f"{counted(len(archives), 'archive')} in {folder}, such as {archives[0]}"
     advice = "Move an archive away if its images are in the folder, too, else unpack it."
-    packed = [Path(name) for archive in archives for name in ZipFile(archive).namelist()]
+    packed: list[Path] = []
+    for archive in archives:
+        with ZipFile(archive) as opened:
+            packed += map(Path, opened.namelist())
     seen = [path for path in packed if not any(part.startswith(_HIDDEN) for part in path.parts)]
     classes = {path.parent for path in seen if path.suffix.lower() in _IMAGES}
     described = any(path.stem == "metadata" for path in (*seen, *map(Path, read)))  # which has the labels

@@ -11,7 +11,8 @@ draws them; the answers are made up.
 `randaug_mixing_v400`: the same with MixUp and CutMix; the plain side mixes batches, after torchvision's guide, so it
 decodes each image once. `floor`: decoding and resizing to 224x224, and nothing else, over plain `randaug`. The same with
 `_workers`: loaded by two processes. `*_per_s`: images a second. `*_cpu`: the ratios without workers in seconds of CPU time,
-which other programs disturb less than those of the clock; `*_cpu_ms`: CPU milliseconds an image.
+which other programs disturb less than those of the clock; `*_cpu_ms`: CPU milliseconds an image. A process computes with one
+thread everywhere, as the workers of a loader do: threads that wait for each other would count as CPU time.
 
 What is compared is timed in turns, an epoch each; ratios are medians over rounds.
 """
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="Epochs of each loader. Default: 7, or 2 with --quick.")
     flags = parser.parse_args()
     rows, rounds = (2 * BATCH, flags.rounds or 2) if flags.quick else (16 * BATCH, flags.rounds or 7)
+    torch.set_num_threads(1)
     photos, data = common.photos(flags.data, rows)
     result: dict[str, Any] = {"data": data, "images": rows, "rounds": rounds, "batch": BATCH, "workers": WORKERS}
     with common.working_folder() as folder:

@@ -312,8 +312,8 @@ class ReinforcedTrainer(StudentTrainer):
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
-        if self._sampler is None and isinstance(self._reinforced, MappedReinforcedData):
-            # The loader of a subclass asks for rows without a view, and gets that of the epoch.
+        if isinstance(self._reinforced, MappedReinforcedData):
+            # For a subclass's own loader, which asks for rows without a view and gets that of the epoch.
             self._reinforced.set_epoch(settings["epoch"])
         with self._stream.in_epoch(settings["epoch"]):
             super()._run_epoch(*args, **settings)

@@ -275,13 +275,15 @@ def test_an_optimizer_of_another_model_is_refused(plain, settings):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain, optimizers=(other, None))
 
 
-def test_a_loader_of_ones_own_shows_another_view_in_each_epoch(plain, settings):
+@pytest.mark.parametrize("asks", [False, True], ids=["of the dataset", "of what Trainer's loader reads"])
+def test_a_loader_of_ones_own_shows_another_view_in_each_epoch(plain, settings, asks):
     """It showed the same view in all epochs, because only the sampler of this package was told which epoch it is."""
     shown = []
 
     class Own(ReinforcedTrainer):
         def get_train_dataloader(self):
-            return torch.utils.data.DataLoader(self.train_dataset, len(plain), collate_fn=self.data_collator)
+            dataset = super().get_train_dataloader().dataset if asks else self.train_dataset
+            return torch.utils.data.DataLoader(dataset, len(plain), collate_fn=self.data_collator)
 
         def training_step(self, model, inputs, *args, **settings):
             shown.append(inputs["pixel_values"])

@@ -215,8 +215,7 @@ class ReinforcedTrainer(StudentTrainer):
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """Same as Trainer's; counts the rows of all processes where the data is streamed."""
-        # The loader of a subclass, such as a `ReinforcedLoader`, may have no dataset.
-        given: Any = getattr(dataloader, "dataset", None)
+        given = _dataset_of(dataloader)
         dataset: Any = self.train_dataset if isinstance(given, StreamedReinforcedDataset) else given
         return len(dataset) if isinstance(dataset, ReinforcedData) else super().num_examples(dataloader)
 
@@ -299,7 +298,8 @@ class ReinforcedTrainer(StudentTrainer):
         """Same as Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
         given = (dataloader, description, prediction_loss_only, ignore_keys)
         share_buffers(self, None if self.ema is None else self.ema.module)
-        evaluated = dataloader.dataset if isinstance(dataloader.dataset, ReinforcedData) else None
+        dataset = _dataset_of(dataloader)
+        evaluated = dataset if isinstance(dataset, ReinforcedData) else None
         with changed(self, _evaluated=evaluated), precision_kept(self):
             output = super().evaluation_loop(*given, metric_key_prefix)
             if self._average is not None and description == "Evaluation":
@@ -350,6 +350,11 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
+
+
+def _dataset_of(loader: Any) -> Any:
+    """Returns what a loader reads; that of a subclass of the trainer, such as a `ReinforcedLoader`, may tell none."""
+    return getattr(loader, "dataset", None)
 
 
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")

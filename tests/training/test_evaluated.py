@@ -20,12 +20,13 @@ from hf_dr.generation.job import reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
+from hf_dr.training.loader import ReinforcedLoader
 from hf_dr.training.student_inputs import LabelledImages
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop, Resize
-from training.helpers import ROWS, SIZE, pooled, same, timm_student, transformers_student, weights
+from training.helpers import BATCH, ROWS, SIZE, pooled, same, timm_student, transformers_student, weights
 
 
 def top1(prediction):
@@ -50,6 +51,32 @@ def test_images_that_are_set_later_are_evaluated(tiny_dataset, plain, settings):
     assert len(trainer.get_eval_dataloader().dataset) == len(tiny_dataset)
     trainer.eval_dataset = {"a": tiny_dataset}
     assert trainer.evaluate()["eval_a_loss"] == trainer.evaluate(tiny_dataset)["eval_loss"]
+
+
+def test_a_loader_of_ones_own_that_tells_no_dataset_is_evaluated(tiny_dataset, plain, settings):
+    class Listed(ReinforcedTrainer):
+        def get_eval_dataloader(self, eval_dataset=None):
+            return list(super().get_eval_dataloader(eval_dataset))
+
+        get_test_dataloader = get_eval_dataloader
+
+    class Looped(ReinforcedTrainer):
+        def get_eval_dataloader(self, eval_dataset=None):
+            return ReinforcedLoader(
+                self.eval_dataset, BATCH, device="cpu", reinforced_probability=1, view_order="random"
+            )
+
+    # Where a loader tells no dataset, Trainer takes the rows of a batch for those of one in training.
+    alike = {"per_device_eval_batch_size": BATCH}
+    for more in ({}, {"ema_decay": 0.5}):
+        usual, listed = (
+            kind(pooled(), settings(**alike, **more), train_dataset=plain, eval_dataset=tiny_dataset)
+            for kind in (ReinforcedTrainer, Listed)
+        )
+        assert listed.evaluate()["eval_loss"] == usual.evaluate()["eval_loss"]
+        found, expected = (trainer.predict(tiny_dataset).predictions for trainer in (listed, usual))
+        assert np.array_equal(found, expected)
+    assert np.isfinite(Looped(pooled(), settings(), train_dataset=plain, eval_dataset=plain).evaluate()["eval_loss"])
 
 
 def test_reinforced_data_of_other_classes_is_not_evaluated(plain, settings, tiny_dataset, tiny_teacher, tmp_path):

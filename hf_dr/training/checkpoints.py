@@ -29,6 +29,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, sha256_of, write_json
 from hf_dr.settings import are_alike, unlike_names
+from hf_dr.training.evaluated import weights_are_sharded
 from hf_dr.training.student_inputs import is_timm
 
 logger = logging.getLogger(__name__)
@@ -270,8 +271,7 @@ def load_renamed(trainer: Trainer, checkpoint: Path) -> bool:
     """
     file = checkpoint / SAFE_WEIGHTS_NAME
     model: Any = trainer.model
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if sharded or not isinstance(model, PreTrainedModel) or is_timm(model) or not file.is_file():
+    if weights_are_sharded(trainer) or not isinstance(model, PreTrainedModel) or is_timm(model) or not file.is_file():
         return False
     with safe_open(file, "pt") as saved:
         names = set(saved.keys())

@@ -138,10 +138,8 @@ class Results:
         place = evaluation.places.get(name)
         weights = evaluation.weights[name]
         named = expanded(place or name)
-        tried = [
-            *(above / named for above in (folder, *folder.resolve().parents)),
-            named,
-        ]  # all one where it is absolute
+        # All one where it is absolute.
+        tried = [*(above / named for above in (folder, *folder.resolve().parents)), named]
         # Another name is no sign that a folder of it is the checkpoint.
         if named.name == name and not any(path.exists() for path in tried):
             tried.append(folder / name)

@@ -324,7 +324,6 @@ class StudentTrainer(ResumableTrainer):
 
     def _push(self, folder: str | None, *, warn: bool = False, **given: Any) -> Future[Push]:
         args = self.args
-        assert self.hub_model_id is not None
         settings: dict[str, Any] = {
             "private": args.hub_private_repo,
             "revision": args.hub_revision,

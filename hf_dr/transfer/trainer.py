@@ -346,7 +346,6 @@ class TransferTrainer(ResumableTrainer):
         self.write_results()
         if not self.is_world_process_zero():
             return None
-        assert self.hub_model_id is not None
         name = self.hub_model_id.rpartition("/")[2]
         described = self._description
         measured = ", ".join(

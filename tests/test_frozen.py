@@ -39,7 +39,7 @@ def test_the_surface_is_as_it_was(name):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """The frozen datasets, made anew."""
+    """The frozen datasets, made again."""
     folder = tmp_path_factory.mktemp("frozen")
     with versions():
         build(folder)

@@ -254,13 +254,13 @@ def _taught(
 ) -> tuple[StudentArguments, CalibratedStudent | None]:
     """Trains what the flags ask for; returns the training that it was, and what calibrated it, or None with `folds`."""
     from hf_dr.cli.arguments import build_augmentation
-    from hf_dr.cli.train import draw_all_anew
+    from hf_dr.cli.train import draw_only_fresh_views
 
     build_augmentation(teaching.augmentation, teaching.size)  # a wrong one is found before anything is written
     output_dir = Path(str(args.output_dir))
     check_apart(output_dir, [dataset])
     check_writable(expanded(output_dir), "output_dir")
-    draw_all_anew(args, "erm")
+    draw_only_fresh_views(args, "erm")
     for setting in ("push_to_hub", "resume_from_checkpoint") if teaching.folds else ():
         if getattr(args, setting):
             raise ConfigError(

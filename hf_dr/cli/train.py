@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 _Found = TypeVar("_Found")
 
 
-def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
+def draw_only_fresh_views(args: ReinforcedTrainingArguments, objective: str) -> None:
     """Sets that no stored view is replayed, as an objective needs it; refuses settings that would have no effect."""
     source = "newly drawn views" if objective == "kd" else "the labels of newly drawn views"
     for name in settings_without_effect(objective):
@@ -79,7 +79,7 @@ def prepare_training(
     The images of a fold are left out if one is given, which the model's configuration then tells.
     """
     if student.objective != "reinforced":
-        draw_all_anew(args, student.objective)
+        draw_only_fresh_views(args, student.objective)
     model_args = read_model_args(student.model_args)  # before anything is loaded
     read = [*student.dataset, student.base, student.eval_dataset]
     check_apart(str(args.output_dir), read, [student.student, *student.teacher])

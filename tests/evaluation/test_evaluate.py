@@ -195,7 +195,7 @@ def test_a_model_in_memory_gives_what_its_folder_does(student, tiny_dataset, tmp
         for weight in model.parameters():
             weight.add_(0.1)
     trained = {"folder": student, "named": Teacher.from_model(model, "memory")}
-    again = hf_dr.evaluate(trained, tiny_dataset, **images)  # the same names: the table is written anew
+    again = hf_dr.evaluate(trained, tiny_dataset, **images)  # the same names: the table is written again
     assert again.results[1].metrics != report.results[1].metrics
     assert [r.model for r in hf_dr.evaluate([student, teacher], tiny_dataset, max_examples=2).results] == [
         "student",

@@ -26,7 +26,7 @@ def setting(**wanted):
 # ---------------------------------------------------------------------------------------------------------------- YAML
 
 
-def test_only_what_changes_is_written_anew():
+def test_only_what_changes_is_written_again():
     text = "# ours\nlicense: 'no'   # as it is\ntags: [a]\n# about extras\nextra: {x: 1, y: [no, 0x10]}\n"
     edited = edit_yaml(text, setting(license="no", tags=["a", "b"]), ORDER)
     assert edited == text.replace("tags: [a]\n", "tags:\n- a\n- b\n").removesuffix("\n")

@@ -1,4 +1,4 @@
-"""What ImageNet+ costs in GPU-hours and money, by teacher and size: the table of docs/scale.md, a calculation.
+"""What ImageNet+ costs in GPU-hours and money, by teacher and size: the table of docs/imagenet.md, a calculation.
 
     python benchmarks/cost.py
     python benchmarks/cost.py --teacher timm/caformer_b36.sail_in22k_ft_in1k --ms_per_view 1.2 --price 1.8

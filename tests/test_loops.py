@@ -1,4 +1,4 @@
-"""The loops of docs/train.md, and an op and a teacher of docs/make.md, run as they stand on a small stand-in for the data."""
+"""The loops of docs/loops.md and docs/train.md, and an op and a teacher of docs/make.md, run as they stand on a small stand-in for the data."""
 
 import re
 import sys
@@ -29,7 +29,8 @@ from hf_dr import (
 )
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "train.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("loops.md", "train.md")]
+BLOCKS = re.findall(r"```python\n(.*?)```", "\n".join(PAGES), re.DOTALL)
 ROWS, SIDE = 100, 32
 
 

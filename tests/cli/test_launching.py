@@ -81,7 +81,7 @@ def test_processes_that_have_met_wait_a_week_for_each_other(tmp_path):
 
 
 def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():
-    page = (RECIPES.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    page = (RECIPES.parent / "docs" / "imagenet.md").read_text(encoding="utf-8")
     results = RECIPES.parent / "benchmarks" / "results"
     storage, generation = (json.loads((results / f"{name}.json").read_text()) for name in ("storage", "generation"))
     rows = 1_281_167
@@ -107,7 +107,7 @@ def cost():
 
 def test_the_page_has_the_table_of_costs_that_its_command_makes(cost, capsys):
     results = json.loads((RECIPES.parent / "benchmarks" / "results" / "cost.json").read_text())
-    page = (RECIPES.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    page = (RECIPES.parent / "docs" / "imagenet.md").read_text(encoding="utf-8")
     inputs, billions = results["inputs"], results["billions"]
     assert cost.table(billions, inputs["hours_per_view"], inputs["price"]) in page
     assert list(billions) == list(cost.teachers())

@@ -236,7 +236,7 @@ def test_what_is_sent_to_anything_but_a_gpu_of_cuda_is_waited_for(tmp_path, plai
 
 def test_the_documented_loop_runs_in_two_processes(tmp_path, tiny_folder):
     """Both have the same weights at the end, which are not those of the start."""
-    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "loops.md").read_text(encoding="utf-8")
     (loop,) = re.findall(r"```python\n(# loop\.py.*?)```", page, re.DOTALL)
     loop = loop.replace('"cifar100-plus"', repr(str(tiny_folder))).replace("timm:resnet18", "timm:test_resnet")
     loop = loop.replace("batch_size=32", "batch_size=4")

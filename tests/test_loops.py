@@ -1,4 +1,4 @@
-"""The loops of docs/loops.md and docs/train.md, and an op and a teacher of docs/make.md, run as they stand on a small stand-in for the data."""
+"""The loops of docs/loops.md and docs/train.md, and an op and a teacher of docs/make.md, on a small stand-in for the data."""
 
 import re
 import sys

@@ -2,11 +2,16 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import re
+import textwrap
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ import pytest
 import yaml
 
 import hf_dr
+from hf_dr.cli.launch import COMMANDS
+from hf_dr.cli.main import main
 from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.names import SIGNALS
 from hf_dr.training import losses
@@ -568,8 +575,47 @@ def test_python_uses_public_names(page):
     """And nothing says that a registry has this package."""
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"pip install (-U )?['\"]?hf-dr(?!['\"\[\]\w]* @)", text)
+    check_blocks(text)
+
+
+def test_examples_in_docstrings_use_public_names():
+    examples = [doc for name in hf_dr.__all__ if "Examples:" in (doc := inspect.getdoc(getattr(hf_dr, name)) or "")]
+    assert len(examples) >= 5
+    for doc in examples:
+        check_blocks(doc)
+
+
+def check_blocks(text: str) -> None:
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        for node in ast.walk(ast.parse(block)):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("hf_dr"):
                 assert node.module == "hf_dr"
                 assert {alias.name for alias in node.names} <= set(hf_dr.__all__)
+
+
+def commands_of(text: str) -> list[tuple[str, list[str]]]:
+    """Returns the commands of ours in the blocks of a page, each with its flags."""
+    found = []
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        for line in re.split(r"\n|&&|;", re.sub(r"\\\n", " ", block)):
+            words = line.split(" #")[0]
+            named = re.search(r"(?:\bhf-dr|-m hf_dr|recipes/(?=\w+\.py)) ?([a-z-]+)(?:\.py)?\b(.*)", words)
+            if named and named[1] in COMMANDS:
+                found.append((named[1], re.findall(r"(?<!\S)--\w+", named[2])))
+    return found
+
+
+@functools.cache
+def flags_of(command: str) -> set[str]:
+    printed = StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit):
+        main([command, "--help_all" if command in ("train", "teach", "detect", "segment") else "--help"])
+    return set(re.findall(r"--\w+", printed.getvalue())) | {"--help", "--help_all"}
+
+
+def test_the_commands_of_the_pages_have_the_flags_that_they_are_given():
+    commands = [(page.name, *found) for page in PAGES for found in commands_of(page.read_text(encoding="utf-8"))]
+    assert len(commands) > 40
+    assert {command for _, command, _ in commands} >= {"teach", "reinforce", "train", "evaluate", "push"}
+    for page, command, flags in commands:
+        assert set(flags) <= flags_of(command), f"{page}: hf-dr {command}"

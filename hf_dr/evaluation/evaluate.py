@@ -66,6 +66,14 @@ def evaluate(
     Each model takes the images with its own preprocessing (resize, centre crop, mean and standard deviation), on the
     accelerator if there is one.
 
+    Examples:
+        ```python
+        import hf_dr
+
+        report = hf_dr.evaluate({"plus": "out", "erm": "out-erm"}, "test=uoft-cs/cifar100:test,label=fine_label")
+        print(report)
+        ```
+
     Args:
         models: A transformers folder (as `save_model` writes it), a Hub id, or `timm:ARCHITECTURE@FILE.safetensors`; or, for
             a model in memory, what `Teacher.from_model` makes of it; several of them; or a mapping from the names that the

@@ -48,8 +48,8 @@ def extend(
 
     With `config.num_views` the stored views keep their answers, and the teacher is asked for the new ones only: the result is
     what `reinforce` gives for all views at once. With `add_teacher` only the new members are asked, and averaged into the
-    stored answers (`hf_dr.teacher.topk.add_members`). In both cases all stored views are drawn again, and a row whose pixels
-    are not those that the teacher saw ends the run.
+    stored answers. In both cases all stored views are drawn again, and a row whose pixels are not those that the teacher saw
+    ends the run.
 
     Call it in every process that accelerate launched, as `reinforce`; a run that was stopped goes on where it was.
 

@@ -56,6 +56,16 @@ def reinforce(
     Call it in every process that accelerate launched; each does its share of the shards. A run that was stopped goes
     on where it was.
 
+    Examples:
+        ```python
+        from datasets import load_dataset
+        from hf_dr import ReinforceConfig, reinforce
+
+        images = load_dataset("uoft-cs/cifar100", split="train")
+        config = ReinforceConfig("cifar100-plus", num_views=8, label_column="fine_label")
+        plus = reinforce(images, "runs/cifar100-teacher", "randaug", config)
+        ```
+
     Args:
         dataset: A dataset with an image column; the images may have any mode and size.
         teacher: Answers over the dataset's classes: a `Teacher`, or one or several names as `Teacher.from_pretrained` takes

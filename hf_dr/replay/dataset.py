@@ -58,7 +58,7 @@ class ReinforcedDataset(MappedReinforcedData):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: The base dataset of an overlay; this and what follows are described at `hf_dr.replay.loading.load_reinforced`.
+        base: The base dataset of an overlay; this and what follows are as for `load_reinforced`.
         shards: The files that the rows were read from, for `verify`.
 
     Attributes:

@@ -93,9 +93,18 @@ def load_reinforced(
 ) -> ReinforcedDataset | CombinedReinforcedDataset | StreamedReinforcedDataset:
     """Opens a "+" dataset for training, or several of one base at once.
 
+    Examples:
+        ```python
+        from hf_dr import load_reinforced
+
+        train = load_reinforced("cifar100-plus")
+        overlay = load_reinforced("me/imagenet-plus", "mini", base="ILSVRC/imagenet-1k")
+        stream = load_reinforced("me/photos-plus", streaming=True)
+        ```
+
     Args:
         path: Folder of the "+" dataset, or its Hub id (`org/name@revision` pins one). A list combines several: their views
-            add up (`CombinedReinforcedDataset`).
+            add up.
         name: Its configuration; may be left out where there is only one. A list combines several of one path, or names one
             for each path.
         streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`). Several then take turns: an

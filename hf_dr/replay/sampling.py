@@ -80,7 +80,7 @@ def check_order(
 
 
 class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
-    """Yields (row, view) for each row once in an epoch, in random order: what a `MappedReinforcedData` is indexed with.
+    """Yields (row, view) for each row once in an epoch, in random order: the indices of what `load_reinforced` returns.
 
     With a mixing augmentation the two rows of a pair follow each other, from an even place on, so a batch of even size
     holds both and each image is decoded and augmented once.
@@ -92,8 +92,8 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         dataset: What is sampled.
         seed: Seed of the order.
         view_order: `all`: over V epochs each row shows each of its views once, in an order of its own; `random`: any view at
-            any time; `easy_first`, `hard_first`: over the whole training the views of a row come by their difficulty (see
-            `MappedReinforcedData.scheduled_ranks`), the easiest first or the hardest. The last two cannot mix.
+            any time; `easy_first`, `hard_first`: over the whole training the views of a row come by their difficulty, the
+            easiest first or the hardest. The last two cannot mix.
         view_difficulty: What is difficult: `entropy` of the stored answer, or `cross_entropy` of it to the label.
         num_epochs: Epochs of the whole training; needed where views come by their difficulty.
         reinforced_probability: Share of samples that replay a stored view; the others are newly drawn and have a label

@@ -35,6 +35,18 @@ class ReinforcedLoader:
     A batch is a dictionary of tensors on the device: `pixel_values` (B, 3, H, W), float32 and normalised for the student, or
     uint8 without one; and what `reinforced_loss` takes: `labels`, `teacher_ids`, `teacher_logprobs`, `reinforced`.
 
+    Examples:
+        ```python
+        from hf_dr import ReinforcedLoader, ReinforcedLoss, build_student, load_reinforced
+
+        train = load_reinforced("cifar100-plus")
+        student = build_student("timm:resnet18", train.class_names, train.num_classes, size=train.size)
+        loader = ReinforcedLoader(train, batch_size=64, student=student)
+        student, criterion = student.to(loader.device), ReinforcedLoss(train)
+        for batch in loader:
+            loss = criterion(student(batch["pixel_values"]).logits, batch)
+        ```
+
     Args:
         dataset: What `load_reinforced` returns.
         batch_size: Rows in a batch of one process.

@@ -73,6 +73,17 @@ class ReinforcedTrainer(StudentTrainer):
     `datasets.Dataset` with an image and a label column, or several by name. Where `pixel_values` are uint8, as those of this
     package are, they are normalised on the device.
 
+    Examples:
+        ```python
+        from hf_dr import ReinforcedTrainer, ReinforcedTrainingArguments, load_reinforced
+
+        train = load_reinforced("cifar100-plus")
+        args = ReinforcedTrainingArguments("out", num_train_epochs=100, learning_rate=1e-3, batch_size=64)
+        trainer = ReinforcedTrainer("timm:resnet18", args, train_dataset=train)
+        trainer.train()
+        trainer.save_model()
+        ```
+
     Args:
         model: An image classifier of transformers, timm's through `TimmWrapperForImageClassification` included; or its name,
             as `build_student` takes it: a Hub id, a folder, or `timm:ARCHITECTURE` for fresh weights. It gets the classes

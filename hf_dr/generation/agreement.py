@@ -74,9 +74,9 @@ class Agreement:
         if self.is_near_chance:
             raise TeacherError(
                 "the teacher's most probable class must be the label clearly more often than by chance "
-                f"({100 * self.chance:.1f} %), found it in {self}. It was trained on other classes, or on the same in another "
-                "order: name another teacher, or pass `classes` (--teacher_classes). Where the labels themselves are wrong, "
-                "pass `allow_disagreement`."
+                f"({100 * self.chance:.1f} %), found it in {self}. It was trained on other classes, on the same in another "
+                "order, or too little: name another teacher, pass `classes` (--teacher_classes), or train it longer. Where the "
+                "labels themselves are wrong, pass `allow_disagreement`."
             )
 
 

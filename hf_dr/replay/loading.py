@@ -93,15 +93,6 @@ def load_reinforced(
 ) -> ReinforcedDataset | CombinedReinforcedDataset | StreamedReinforcedDataset:
     """Opens a "+" dataset for training, or several of one base at once.
 
-    Examples:
-        ```python
-        from hf_dr import load_reinforced
-
-        train = load_reinforced("cifar100-plus")
-        overlay = load_reinforced("me/imagenet-plus", "mini", base="ILSVRC/imagenet-1k")
-        stream = load_reinforced("me/photos-plus", streaming=True)
-        ```
-
     Args:
         path: Folder of the "+" dataset, or its Hub id (`org/name@revision` pins one). A list combines several: their views
             add up.

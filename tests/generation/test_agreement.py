@@ -105,8 +105,8 @@ def test_another_order_of_classes_is_refused_before_anything_is_written(tmp_path
     message = (
         r"most probable class must be the label clearly more often than by chance \(\d+\.\d %\), found it in \d+\.\d\d % of "
         r"100 unmixed views\. It was trained on other classes, on the same in another order, or too little: name "
-        r"another teacher, pass `classes` \(--teacher_classes\), or train it longer\. Where the labels themselves are wrong, pass "
-        r"`allow_disagreement`\."
+        r"another teacher, pass `classes` \(--teacher_classes\), or train it longer\. Where the labels themselves are wrong, "
+        r"pass `allow_disagreement`\."
     )
     with pytest.raises(TeacherError, match=message):
         reinforce(images, shifted, augmentation, config(tmp_path / "plus"))

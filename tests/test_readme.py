@@ -91,6 +91,17 @@ def test_the_table_of_gains_is_what_was_measured(page):
         assert cells == expected[: len(cells)], name
 
 
+def test_the_table_of_the_demo_is_what_was_measured():
+    found = measured("demo")
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for row, key, sign in (("erm", "erm_{}", ""), ("reinforced", "reinforced_{}", ""), ("gain", "{}_gain", "+")):
+        cells = [row]
+        for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 4), ("ece", 100, 2), ("mce", 100, 2)):
+            mean, std = (scale * found[f"{key.format(metric)}{end}"] for end in ("", "_std"))
+            cells.append(f"{mean:{sign}.{digits}f} ± {std:.{digits}f}")
+        assert f"| {' | '.join(cells)} |" in text
+
+
 def test_what_is_said_of_a_longer_training_was_measured():
     found = measured("length")
     shown = []
@@ -156,7 +167,15 @@ def test_the_page_of_results_and_its_pictures_are_what_their_command_makes(tmp_p
         assert rows[title][2 : 2 + len(expected)] == expected
 
 
-def test_what_is_said_of_what_a_run_needs_was_measured():
+def test_what_is_said_of_a_teacher_in_memory_and_of_what_a_run_needs_was_measured():
+    found = measured("accuracy")
+    text = in_one_line("docs/results.md")
+    times = []
+    for title, name in (("CIFAR-10", "cifar10"), ("Fashion-MNIST", "fashion_mnist")):
+        online, stored, labels = (100 * found[f"{name}_resnet_{way}_top1"] for way in ("kd", "reinforced", "erm"))
+        assert f"{online:.2f} % on {title} (stored answers {stored:.2f} %, labels {labels:.2f} %)" in text
+        times.append(found[f"{name}_resnet_kd_seconds"] / found[f"{name}_resnet_erm_seconds"])
+    assert "in {:.1f} and {:.1f} times the time of training on labels".format(*times) in text
     run, text = measured("generation"), in_one_line("docs/make.md")
     assert f"and V = 50, {measured('storage')['randaug']:.1f} bytes a view" in text
     assert f"views of 224 pixels {run['peak_mb']:,.0f} MB" in text

@@ -88,6 +88,8 @@ def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():
     for views in (50, 100, 400):
         sizes = [f"{storage[name] * rows * views / 1e9:.3g} GB" for name in ("randaug", "randaug_mixing")]
         assert f"| {views} | {rows * views:,} | {sizes[0]} | {sizes[1]} |" in page
+        if views != 100:  # that has another K
+            assert f"| V = {views}, K = 10 | {sizes[0]} |" in page
     assert f"`randaug` {storage['randaug']} and `randaug_mixing` {storage['randaug_mixing']} a view" in page
     rest = sum(value for name, value in generation.items() if name.startswith("cpu_ms_") and name != "cpu_ms_teacher")
     assert f"{generation['cpu_ms_teacher']:.1f} ms of a core for a view" in page
@@ -110,6 +112,9 @@ def test_the_page_has_the_table_of_costs_that_its_command_makes(cost, capsys):
     page = (RECIPES.parent / "docs" / "imagenet.md").read_text(encoding="utf-8")
     inputs, billions = results["inputs"], results["billions"]
     assert cost.table(billions, inputs["hours_per_view"], inputs["price"]) in page
+    for name, views in (("mini", 50), ("small", 100), ("full", 400)):
+        hours = inputs["hours_per_view"] * views
+        assert f"{hours:,.0f} A100-hours, ${hours * inputs['price']:,.0f}" in page, name
     assert list(billions) == list(cost.teachers())
     light = cost.LIGHT[0]
     assert round(cost.multiply_adds([light]), 1) == billions[light]

@@ -17,9 +17,9 @@ from hf_dr.cli.launch import launch, start_logging
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.evaluation.config import check_each_once
+from hf_dr.evaluation.config import as_arguments, check_each_once
 from hf_dr.files import absolute, check_apart, check_writable, expanded, placeless, write_json, write_whole
-from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
+from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag, unlike_names
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,15 @@ class QuickstartArguments:
         type=Whole(1),
     )
     num_train_epochs: int = flag("Epochs of each training.", default=20, type=Whole(1))
+    teacher_learning_rate: float | None = flag(
+        "Peak learning rate of the teacher. Default: that of teach.yaml, 5e-4, which suits convolutional networks; a vision "
+        "transformer needs about a tenth of it.",
+        default=None,
+        type=Real(0, above=True),
+    )
+    learning_rate: float | None = flag(
+        "Peak learning rate of the students. Default: as for the teacher, 5e-4.", default=None, type=Real(0, above=True)
+    )
     dataloader_drop_last: bool = flag(
         "Leave out the last batch of each epoch where it is not full. For models that cannot learn from a batch of one image.",
         default=False,
@@ -159,7 +168,8 @@ def _steps(
     epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
     files = ["--files_from", *chosen.files_from] if chosen.files_from else []
     dropped = ["--dataloader_drop_last"] if chosen.dataloader_drop_last else []
-    training = [*size, *epochs, *dropped, "--output_dir", str(teacher)]
+    rate = as_arguments({"learning_rate": chosen.teacher_learning_rate} if chosen.teacher_learning_rate else {})
+    training = [*size, *epochs, *rate, *dropped, "--output_dir", str(teacher)]
     yield "teach", [dataset, *_config_flag(chosen.dataset_config), *files, "--model", chosen.teacher, *training], images
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
@@ -191,6 +201,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
     named = {} if config is None else {"eval_config": config}
     files = {"files_from": chosen.files_from} if chosen.files_from else {}
     dropped = {"dataloader_drop_last": True} if chosen.dataloader_drop_last else {}
+    rate = {} if chosen.learning_rate is None else {"learning_rate": chosen.learning_rate}
     return {
         "title": f"{name}, {placeless(chosen.student).split('@')[0]}",
         "output_dir": str(out / "comparison"),
@@ -206,6 +217,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
             "eval_split": split,
             **files,
             **trainer,
+            **rate,
             **dropped,
             "num_train_epochs": chosen.num_train_epochs,
             "label_weight": _LABEL_WEIGHT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -308,14 +309,20 @@ class ReinforcedTrainer(StudentTrainer):
     ) -> EvalLoopOutput:
         """Same as Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
         given = (dataloader, description, prediction_loss_only, ignore_keys)
+        average = self._average if description == "Evaluation" else None
+        if average is not None and isinstance(dataloader, Iterator):
+            raise ConfigError(
+                "a loader for evaluation must be one that can be read again with `ema_decay`, which measures the averaged "
+                f"weights too, got {type(dataloader).__name__}. Return a DataLoader or a list."
+            )
         share_buffers(self, None if self.ema is None else self.ema.module)
         dataset = _dataset_of(dataloader)
         evaluated = dataset if isinstance(dataset, ReinforcedData) else None
         with changed(self, _evaluated=evaluated), precision_kept(self):
             output = super().evaluation_loop(*given, metric_key_prefix)
-            if self._average is not None and description == "Evaluation":
+            if average is not None:
                 assert output.metrics is not None
-                with self._average.in_place_of(self.accelerator.unwrap_model(self.model)):
+                with average.in_place_of(self.accelerator.unwrap_model(self.model)):
                     averaged = super().evaluation_loop(*given, f"{metric_key_prefix}_ema")
                 output.metrics.update(averaged.metrics or {})
         return output

@@ -11,7 +11,7 @@ import yaml
 from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
 from hf_dr.cli.quickstart import QuickstartArguments, _comparison
-from hf_dr.cli.yaml_files import read_yaml
+from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.store.configs import find_config
 from hf_dr.store.provenance import Provenance
 
@@ -111,6 +111,20 @@ def test_the_last_batch_can_be_left_out_by_all_trainings(recorded, photos, tmp_p
     (taught,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("$ hf-dr teach"))
     assert "--dataloader_drop_last" in taught
     assert read_yaml(tmp_path / "out" / "compare.yaml")["train"]["dataloader_drop_last"] is True
+
+
+def test_teacher_and_students_have_learning_rates_of_their_own(recorded, photos, tmp_path, capsys):
+    def rates(*given: str) -> list[object]:
+        assert quickstart(photos, tmp_path / "out", *given) == 0
+        taught, *_ = printed_commands(capsys.readouterr().out)
+        students = read_yaml(tmp_path / "out" / "compare.yaml")["train"]["learning_rate"]
+        shutil.rmtree(tmp_path / "out")
+        return [taught[taught.index("--learning_rate") + 1] if "--learning_rate" in taught else "default", students]
+
+    usual = read_yaml(own_recipes() / "teach.yaml")["learning_rate"]
+    assert usual == 5e-4, "as the help says"
+    assert rates() == ["default", usual]
+    assert rates("--teacher_learning_rate", "0.001", "--learning_rate", "0.002") == ["0.001", 0.002]
 
 
 def test_only_the_seeds_of_what_is_finished_may_change(recorded, photos, tmp_path, capsys):

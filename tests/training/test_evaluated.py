@@ -79,6 +79,24 @@ def test_a_loader_of_ones_own_that_tells_no_dataset_is_evaluated(tiny_dataset, p
     assert np.isfinite(Looped(pooled(), settings(), train_dataset=plain, eval_dataset=plain).evaluate()["eval_loss"])
 
 
+def test_a_loader_that_can_be_read_once_is_not_evaluated_twice(tiny_dataset, plain, settings):
+    """The averaged weights were measured on nothing, without a word."""
+
+    class Once(ReinforcedTrainer):
+        def get_eval_dataloader(self, eval_dataset=None):
+            yield from super().get_eval_dataloader(eval_dataset)
+
+    given = {"train_dataset": plain, "eval_dataset": tiny_dataset}
+    alike = {"per_device_eval_batch_size": BATCH}
+    usual = ReinforcedTrainer(pooled(), settings(**alike), **given).evaluate()
+    assert Once(pooled(), settings(**alike), **given).evaluate()["eval_loss"] == usual["eval_loss"]
+    trainer = Once(pooled(), settings(**alike, ema_decay=0.5), **given)
+    with pytest.raises(
+        ConfigError, match=r"read again with `ema_decay`, .* got generator\. Return a DataLoader or a list"
+    ):
+        trainer.evaluate()
+
+
 def test_reinforced_data_of_other_classes_is_not_evaluated(plain, settings, tiny_dataset, tiny_teacher, tmp_path):
     names = plain.class_names[::-1]
     other = tiny_dataset.cast_column("label", datasets.ClassLabel(names=names))

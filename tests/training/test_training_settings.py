@@ -298,6 +298,20 @@ def test_a_loader_of_ones_own_shows_another_view_in_each_epoch(plain, settings, 
     assert all(one.equal(again) for one, again in zip(shown[: plain.num_views], shown[plain.num_views :], strict=True))
 
 
+def test_a_loader_of_ones_own_over_views_that_the_device_makes_is_refused(plain, settings):
+    class Own(ReinforcedTrainer):
+        def get_train_dataloader(self):
+            dataset = super().get_train_dataloader().dataset
+            return torch.utils.data.DataLoader(dataset, 4, collate_fn=self.data_collator)
+
+    trainer = Own(pooled(), settings(augment_on="device"), train_dataset=plain)
+    message = (
+        r"a loader of your own must read views that are made, .* the trainer's `train_dataset`, or set `augment_on`"
+    )
+    with pytest.raises(ConfigError, match=message):
+        trainer.train()
+
+
 def test_other_views_that_are_set_later_are_refused(plain, tiny_plus, settings):
     """On a device they would have been made by the ops of the first dataset, and everywhere evaluated at its size."""
     renamed = copy.copy(plain)

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from hf_dr.errors import ReplayError
+from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import Augmentation, KeyedOp, stored_params
 from hf_dr.views.device.augment import DeviceAugmentation, perform
@@ -59,6 +59,17 @@ class UndoneView:
     own: Source
     partner: Source | None
     params: Params
+
+    # Looks like a sequence, so that `torch.tensor`, in the collator of a loader of one's own, asks for its length. Else it would
+    # say no more than that it does not know the type.
+    def __getitem__(self, _: int) -> int:
+        return len(self)
+
+    def __len__(self) -> int:
+        raise ConfigError(
+            "a loader of your own must read views that are made, got one that the device is still to make, as the trainer's "
+            "own loader reads them. Read the trainer's `train_dataset`, or set `augment_on` to `cpu`."
+        )
 
 
 def trim(augmentation: Augmentation, image: PIL.Image.Image, params: Params) -> tuple[np.ndarray, Params]:

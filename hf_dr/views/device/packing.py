@@ -60,8 +60,8 @@ class UndoneView:
     partner: Source | None
     params: Params
 
-    # Looks like a sequence, so that `torch.tensor`, in the collator of a loader of one's own, asks for its length. Else it would
-    # say no more than that it does not know the type.
+    # Looks like a sequence, so that `torch.tensor`, in the collator of a loader of one's own, asks for its length. Else it
+    # would say no more than that it does not know the type.
     def __getitem__(self, _: int) -> int:
         return len(self)
 

@@ -310,11 +310,8 @@ class ReinforcedTrainer(StudentTrainer):
         """Same as Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
         given = (dataloader, description, prediction_loss_only, ignore_keys)
         average = self._average if description == "Evaluation" else None
-        if average is not None and isinstance(dataloader, Iterator):
-            raise ConfigError(
-                "a loader for evaluation must be one that can be read again with `ema_decay`, which measures the averaged "
-                f"weights too, got {type(dataloader).__name__}. Return a DataLoader or a list."
-            )
+        if average is not None:
+            _check_read_again(dataloader)
         share_buffers(self, None if self.ema is None else self.ema.module)
         dataset = _dataset_of(dataloader)
         evaluated = dataset if isinstance(dataset, ReinforcedData) else None
@@ -373,6 +370,15 @@ class ReinforcedTrainer(StudentTrainer):
 def _dataset_of(loader: Any) -> Any:
     """Returns what a loader reads; that of a subclass of the trainer, such as a `ReinforcedLoader`, may tell none."""
     return getattr(loader, "dataset", None)
+
+
+def _check_read_again(loader: Any) -> None:
+    """Checks that a loader for evaluation has batches left for the averaged weights."""
+    if isinstance(loader, Iterator):
+        raise ConfigError(
+            "a loader for evaluation must be one that can be read again with `ema_decay`, which measures the averaged weights "
+            f"too, got {type(loader).__name__}. Return a DataLoader or a list."
+        )
 
 
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -116,13 +117,18 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@lru_cache(maxsize=2)
+def _composed(text: str) -> yaml.Node | None:
+    """Parses YAML; kept, because a card with many classes takes a moment, and is read again before it is changed."""
+    return _PlainLoader(text).get_single_node()
+
+
 def read_entries(text: str) -> tuple[list[tuple[Any, str]], Data]:
     """Cuts YAML into its top-level entries, by key and in order, and parses it; what stands above the first has key None."""
     text += "" if not text or text.endswith("\n") else "\n"
     try:
-        loader = _PlainLoader(text)
-        node = loader.get_single_node()
-        data = {} if node is None else loader.construct_document(node)
+        node = _composed(text)
+        data = {} if node is None else _PlainLoader("").construct_document(node)
     except YAML_ERRORS as error:
         found = " ".join(str(error).split())[:300]
         raise FormatError(f"the card's YAML {_PLAIN}, but: {found or type(error).__name__}. Fix it.") from error

@@ -246,8 +246,8 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             "DefaultCPUAllocator: can't allocate memory: you tried. Take smaller batches",
         ),
         (
-            InductorError(InvalidCxxCompiler("c++"), None),
-            "InvalidCxxCompiler: Compiler: c++ is not found. torch could not compile the model, for which it needs a compiler",
+            InductorError(InvalidCxxCompiler(), None),
+            f"InvalidCxxCompiler: {InvalidCxxCompiler()}. torch could not compile the model, for which it needs a compiler",
         ),
         (
             InductorError(torch.OutOfMemoryError("CUDA out of memory. Tried"), None),

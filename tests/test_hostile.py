@@ -9,19 +9,19 @@ import logging
 import math
 import os
 import re
+import resource
 import shutil
 import struct
-import subprocess
-import sys
 import traceback
 import tracemalloc
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import children
 import datasets
 import huggingface_hub
 import numpy as np
@@ -691,25 +691,24 @@ def test_any_card(yaml: str, victim: Callable[[], Path]) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- bytes
 
-_CHILD = """
-import json, resource, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_hostile import Views, changed_items, look_at, load_reinforced, ROWS, VIEWS
-intact, *configs = map(Path, sys.argv[2:])
-plus = load_reinforced(intact)
-expected = Views({(row, view): plus[row, view] for row in range(ROWS) for view in range(VIEWS)})
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)
-for config in configs:
-    print(config, flush=True)
-    changed = changed_items(config, expected, None)
-    look_at(config)
-    print(json.dumps(len(changed)), flush=True)
-"""
+
+def look_at_all(intact: Path, configs: Sequence[str], said: Path) -> None:
+    """Writes each damaged configuration's name before it is looked at, and then how many items it changed."""
+    plus = load_reinforced(intact)
+    expected = Views({(row, view): plus[row, view] for row in range(ROWS) for view in range(VIEWS)})
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30),) * 2)
+    with said.open("w", buffering=1) as lines:
+        for config in configs:
+            print(config, file=lines)
+            changed = changed_items(Path(config), expected, None)
+            look_at(Path(config))
+            print(len(changed), file=lines)
 
 
-def test_any_bytes(victim: Callable[[], Path], intact: Path, expected: Views, tiny_teacher: Teacher) -> None:
+def test_any_bytes(
+    victim: Callable[[], Path], intact: Path, expected: Views, tiny_teacher: Teacher, tmp_path: Path
+) -> None:
     """In a process of its own, which has 2 GB to spare: Arrow, in C++, could take the whole test run with it."""
     rng, damage = np.random.default_rng(7), {}
     for n in range(EXAMPLES):
@@ -733,12 +732,12 @@ def test_any_bytes(victim: Callable[[], Path], intact: Path, expected: Views, ti
             data[start:start] = rng.bytes(length)
         path.write_bytes(data)
         damage[str(config)] = f"{path.name}: {kind} {length} at {start} of {len(data)}"
-    command = [sys.executable, "-c", _CHILD, str(Path(__file__).parent), str(intact), *damage]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    lines = done.stdout.splitlines()
-    last = damage.get(lines[-1] if len(lines) % 2 else lines[-2], "the start") if lines else "the start"
-    assert done.returncode == 0, f"{last}\n{done.stderr[-3000:]}"
-    found = dict(zip(lines[::2], map(json.loads, lines[1::2]), strict=True))
+    said = tmp_path / "said"
+    child = children.start(look_at_all, intact, list(damage), said, log=tmp_path / "log")
+    ended = child.wait(300)
+    lines = said.read_text().splitlines()
+    assert ended == 0, f"{damage[lines[-1]] if len(lines) % 2 else 'the start'}\n{child.text[-3000:]}"
+    found = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
     assert found.keys() == damage.keys()
     assert sum(found.values()) < len(found), "most damage is refused"
     for config, changed in found.items():

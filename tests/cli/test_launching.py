@@ -10,6 +10,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import accelerate.commands.launch
 import children
 import datasets
 import pytest
@@ -212,14 +213,12 @@ def test_the_cpu_configuration_reinforces_in_two_processes(tmp_path, tiny_datase
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet", num_classes=8).state_dict(), tmp_path / "t.safetensors")
     tiny_dataset.to_parquet(tmp_path / "base.parquet")
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "cpu.yaml")]
+    launcher = ["--config_file", str(RECIPES / "accelerate" / "cpu.yaml"), str(RECIPES / "reinforce.py")]
     settings = {
         "--dataset": tmp_path / "base.parquet", "--teacher": f"timm:test_resnet@{tmp_path / 't.safetensors'}",
         "--size": 24, "--num_views": 2, "--top_k": 3, "--shard_size": 3, "--output_dir": tmp_path / "plus",
     }  # fmt: skip
     flags = [str(part) for flag in settings.items() for part in flag]
-    command = [sys.executable, *launcher, str(RECIPES / "reinforce.py"), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    assert "in 2 process(es)" in done.stderr
+    script = Path(accelerate.commands.launch.__file__)
+    assert "in 2 process(es)" in children.run(children.run_script, script, [*launcher, *flags], log=tmp_path / "log")
     assert len(datasets.load_dataset(str(tmp_path / "plus"), "randaug", split="train")) == len(tiny_dataset)

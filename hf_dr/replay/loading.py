@@ -93,6 +93,14 @@ def load_reinforced(
 ) -> ReinforcedDataset | CombinedReinforcedDataset | StreamedReinforcedDataset:
     """Opens a "+" dataset for training, or several of one base at once.
 
+    Examples:
+        ```python
+        from hf_dr import load_reinforced
+
+        plus = load_reinforced("photos-plus")  # a folder; of the Hub: "org/photos-plus"
+        item = plus[7, 0]  # the stored view 0 of the row 7: its pixels, the teacher's answer and the label
+        ```
+
     Args:
         path: Folder of the "+" dataset, or its Hub id (`org/name@revision` pins one). A list combines several: their views
             add up.
@@ -137,22 +145,38 @@ def load_reinforced(
     }
     if streaming:
         found = [_shards_of(*one, split, revision) for one in each_dataset(path, name)]
-        bases = _bases([provenance for provenance, _ in found], partial(base_of, streaming=True))
-        streams = [
-            StreamedShards(files, provenance, base=own, **settings)
-            for (provenance, files), own in zip(found, bases, strict=True)
-        ]
-        return StreamedReinforcedDataset(streams, shuffled_shards=shuffled_shards)
-    opened = [open_plus(*one, split=split, revision=revision) for one in each_dataset(path, name)]
-    # An overlay without a base takes its images from a part that has its own.
-    images = next((plus for provenance, plus, _ in opened if not provenance.overlay), None)
-    bases = _bases([provenance for provenance, *_ in opened], base_of, images)
-    parts = [
-        ReinforcedDataset(plus, provenance, base=own, shards=shards, **settings)
-        for (provenance, plus, shards), own in zip(opened, bases, strict=True)
-    ]
+        return StreamedReinforcedDataset(_streams(found, base_of, settings), shuffled_shards=shuffled_shards)
+    parts = _parts(
+        [open_plus(*one, split=split, revision=revision) for one in each_dataset(path, name)], base_of, settings
+    )
     several = isinstance(path, (list, tuple)) or isinstance(name, (list, tuple))
     return CombinedReinforcedDataset(parts) if several else parts[0]
+
+
+def _streams(
+    found: Sequence[tuple[Provenance, list[str]]], base_of: Callable[..., Any], settings: dict[str, Any]
+) -> list[StreamedShards]:
+    """Returns "+" datasets whose shards are read one by one."""
+    bases = _bases([provenance for provenance, _ in found], partial(base_of, streaming=True))
+    return [
+        StreamedShards(files, provenance, base=own, **settings)
+        for (provenance, files), own in zip(found, bases, strict=True)
+    ]
+
+
+def _parts(
+    found: Sequence[tuple[Provenance, datasets.Dataset, list[Path]]],
+    base_of: Callable[..., Any],
+    settings: dict[str, Any],
+) -> list[ReinforcedDataset]:
+    """Returns "+" datasets that are there as a whole."""
+    # An overlay without a base takes its images from a part that has its own.
+    images = next((plus for provenance, plus, _ in found if not provenance.overlay), None)
+    bases = _bases([provenance for provenance, *_ in found], base_of, images)
+    return [
+        ReinforcedDataset(plus, provenance, base=own, shards=shards, **settings)
+        for (provenance, plus, shards), own in zip(found, bases, strict=True)
+    ]
 
 
 def _check_arguments(path: object, shuffled_shards: int, switches: dict[str, bool]) -> None:

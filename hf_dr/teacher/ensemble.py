@@ -47,6 +47,14 @@ class TeacherSettings(TypedDict, total=False):
 class Teacher:
     """An ensemble of classifiers over the same classes; probabilities are averaged in float32.
 
+    Examples:
+        ```python
+        from hf_dr import Teacher
+
+        teacher = Teacher.from_pretrained(["runs/teacher", "org/another-teacher"], precision="bf16")
+        print(teacher.num_classes)
+        ```
+
     Args:
         members: The classifiers: at least one, no two with the same weights, all with the same classes. Those of another
             teacher are shared with it, and are moved to this one's `device`: on another, the other teacher cannot answer any

@@ -389,6 +389,13 @@ def test_a_rehearsal_needs_a_description(tmp_path, capsys):
         Described.find([str(recipe)])
 
 
+def test_a_description_is_found_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    content = {"dataset": "x", "splits": {"train": 1}, "images": {}, "columns": {}}
+    (tmp_path / "features.yaml").write_text(yaml.safe_dump(content))
+    assert Described.find(["~/recipe.yaml"]).folder == tmp_path
+
+
 def test_the_splits_of_a_description_have_sizes(tmp_path):
     assert {folder.name: read_yaml(folder / "features.yaml")["splits"] for folder in SETS} == {
         "imagenet": {"train": 1281167, "validation": 50000, "test": 100000},

@@ -32,6 +32,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
+from hf_dr.files import expanded
 from hf_dr.processes import refuse_several
 from hf_dr.store.labels import image_columns
 from hf_dr.training.students import build_student, complete_config
@@ -64,7 +65,7 @@ class Described:
     @classmethod
     def find(cls, files: Sequence[str]) -> Described | None:
         """Reads the description next to the last of some configuration files that has one; None where none has."""
-        found = [path for path in (Path(file).with_name(FEATURES_FILE) for file in files) if path.is_file()]
+        found = [path for path in (expanded(file).with_name(FEATURES_FILE) for file in files) if path.is_file()]
         if not found:
             return None
         path = found[-1]

@@ -52,7 +52,8 @@ for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
 def config_files(argv: Sequence[str]) -> list[str]:
     """Returns the files that `--config` names, in order."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", nargs="+", action="extend", default=[])
+    # Without a value it is none here: the command's own parser, which knows its name, refuses that.
+    finder.add_argument("--config", nargs="*", action="extend", default=[])
     return list(finder.parse_known_args(list(argv))[0].config)
 
 

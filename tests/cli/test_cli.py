@@ -144,6 +144,7 @@ def test_a_config_file_with_an_augmentation(named, tmp_path):
     ("arguments", "message"),
     [
         (["reinforce"], "--dataset"),
+        (["--config"], "error: argument --config: expected at least one argument. See `hf-dr reinforce --help`."),
         (["--num_viwes", "3"], "unknown argument `--num_viwes`. Did you mean `--num_views`?"),
         (["--augmentation", "randaugh"], "no augmentation is called `randaugh`. Did you mean `randaug`?"),
         (["--num_views", "0"], "`num_views` must be a whole number of at least 1, got 0"),

@@ -12,6 +12,7 @@ import hf_dr
 from hf_dr import (
     Augmentation,
     ConfigError,
+    DataError,
     ExtendConfig,
     HfDrError,
     ReinforceConfig,
@@ -282,6 +283,9 @@ def test_numbers_lists_and_mappings_of_other_libraries_are_taken(data, tmp_path)
     assert Teacher(data.teacher.members, classes=dict.fromkeys([3, 1]).keys()).num_classes == 2
     assert contact_sheet(data.plus, tmp_path / "sheet.png", rows={0, 1}, num_views=1).exists()
     assert ReinforcedSampler(data.plus, num_replicas=np.int64(2), rank=np.int64(1))
+    for side in (np.int64(8), [np.int64(8), 8]):
+        of_net = Teacher.from_model(data.net, "net", size=side, normalization=data.normalization)
+        assert of_net.provenance()["members"][0]["preprocessing"]["size"] == (8, 8)
 
 
 WRONG_TENSORS = {
@@ -362,6 +366,35 @@ def test_seeds_of_arrays_without_dimensions_are_refused_in_words(data):
                 FUNCTIONS[function](seed, data)
         with pytest.raises(ConfigError, match="`seed` must be a whole number of at least 0"):
             ReinforceConfig("out", seed=seed)
+
+
+@pytest.mark.parametrize("array", [np.array(3), np.array("x"), torch.tensor(3)], ids=repr)
+def test_arrays_without_dimensions_are_no_lists(array, data):
+    for function in (
+        "ReinforceConfig files",
+        "Teacher classes",
+        "Teacher.from_model classes",
+        "build_student classes",
+        "load_reinforced columns",
+        "load_reinforced streaming columns",
+        "push_to_hub configs",
+    ):
+        with pytest.raises(ConfigError, match="must be a list"):
+            FUNCTIONS[function](array, data)
+
+
+def test_a_list_in_the_place_of_one_name_is_refused_in_words(data, tmp_path):
+    for call in (
+        lambda: verify(data.folder, data.teacher, name=["plain"]),
+        lambda: extend(data.folder, ExtendConfig(str(tmp_path / "more"), num_views=9), name=["plain"]),
+        lambda: contact_sheet(data.folder, tmp_path / "sheet.png", name=["plain"]),
+        lambda: hf_dr.export(data.folder, tmp_path / "out", name=["plain"]),
+    ):
+        with pytest.raises(ConfigError, match=r'`plus` must be one "\+" dataset .* got CombinedReinforcedDataset\. Open'):
+            call()
+    with pytest.raises(DataError, match=r"`label_column` must name a column, got \['label'\]\. Did you mean `label`\?"):
+        calibrate(data.base, data.teacher, "rrc", label_column=["label"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_views_without_labels_are_not_ranked_by_them(data, tmp_path):

@@ -38,7 +38,7 @@ from hf_dr.generation.config import ExportConfig
 from hf_dr.generation.estimate import shown_hours
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.loading import load_reinforced, opened
 from hf_dr.settings import Place, check_kind
 from hf_dr.store import schema
 from hf_dr.store.base_dataset import sampled_rows
@@ -99,7 +99,7 @@ def export(
     Place().check("output_dir", output_dir)
     config = ExportConfig(os.fspath(output_dir), shard_size=shard_size)
     check_apart(config.output_dir, [os.fspath(base)] if isinstance(base, (str, os.PathLike)) else [])
-    writing = WebDatasetExport(load_reinforced(plus, name, base=base), config)
+    writing = WebDatasetExport(opened(load_reinforced(plus, name, base=base), None, None), config)
     writing.run()
     return writing.folder
 

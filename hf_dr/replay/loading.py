@@ -316,13 +316,14 @@ def opened(
     base: datasets.Dataset | str | os.PathLike[str] | None,
 ) -> ReinforcedDataset:
     """Returns one "+" dataset whose rows can be chosen: as it is given, or opened where a path is."""
-    if isinstance(plus, ReinforcedDataset):
-        if name is not None or base is not None:
-            raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
-        return plus
-    if isinstance(plus, ReinforcedData):
+    found: object = plus
+    if not isinstance(plus, ReinforcedData):
+        found = load_reinforced(plus, name, base=base)
+    elif name is not None or base is not None:
+        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+    if not isinstance(found, ReinforcedDataset):
         raise ConfigError(
-            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
+            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(found).__name__}. Open it alone, without '
             "`streaming`."
         )
-    return load_reinforced(plus, name, base=base)
+    return found

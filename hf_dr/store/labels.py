@@ -90,7 +90,7 @@ def check_dataset(
                 "`none`."
             )
         (label_column,) = known
-    if label_column not in features:
+    if label_column not in dataset.column_names:
         advice = did_you_mean(label_column, features).strip()
         raise DataError(
             f"`label_column` must name a column, got {label_column!r}. {label_advice(dataset, chosen, advice)}"

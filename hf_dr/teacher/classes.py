@@ -20,10 +20,11 @@ def listed_classes(classes: Any) -> list[Any] | None:
     """Returns `classes` as a list of texts and whole numbers; a ConfigError if they are something else."""
     if classes is None:
         return None
+    given = classes.tolist() if hasattr(classes, "tolist") else classes
     # A set has no order, and a mapping would be read by its keys.
-    if isinstance(classes, (str, bytes, set, frozenset, Mapping)) or not hasattr(classes, "__len__"):
+    if isinstance(given, (str, bytes, set, frozenset, Mapping)) or not hasattr(given, "__len__"):
         raise ConfigError(f"`classes` must be a list of names or numbers, got {classes!r:.80}. Put it into a list.")
-    entries = [as_plain(entry) for entry in (classes.tolist() if hasattr(classes, "tolist") else classes)]
+    entries = [as_plain(entry) for entry in given]
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(entry, (str, int)):
             raise ConfigError(

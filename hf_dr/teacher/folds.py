@@ -83,7 +83,7 @@ def with_members(names: Sequence[str]) -> list[str]:
             continue
         try:
             count = _COUNT.validate_python(json.loads(file.read_text(encoding="utf-8"))["num_folds"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TeacherError(
                 f"{file} must say how many folds there are (`num_folds`), but: {error!s:.200}. Run `hf-dr teach` again."
             ) from error

@@ -24,7 +24,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.files import YAML_ERRORS, expanded, no_folder
-from hf_dr.settings import Place, check_kind, check_names
+from hf_dr.settings import Place, as_plain, check_kind, check_names
 from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.foreign import check_config, check_index
 from hf_dr.teacher.preprocessing import (
@@ -262,7 +262,7 @@ def preprocessing_of(
         own, crop = read_pretrained_cfg(of_timm, name)
         told |= vars(own)
     if size is not None:
-        told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        told["size"] = tuple(map(as_plain, size)) if isinstance(size, (list, tuple)) else (as_plain(size),) * 2
     if normalization is not None:
         told |= zip(("mean", "std"), normalization, strict=True)
     for setting, key in (("size", "size"), ("normalization", "mean")):

@@ -165,7 +165,9 @@ def test_a_fold_from_elsewhere_is_checked(content, tmp_path, tiny_dataset):
         Provenance.from_dict(stored, "it")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"num_folds": 1}', '{"num_folds": "3"}', '{"num_folds": 1000000000}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[" * 9999, '{"num_folds": 1}', '{"num_folds": "3"}', '{"num_folds": 1000000000}']
+)
 def test_a_folder_of_folds_from_elsewhere_is_checked(tmp_path, text):
     (tmp_path / FOLDS_FILE).write_text(text)
     with pytest.raises(TeacherError, match=r"folds.json must say how many folds there are \(`num_folds`\), but: "):

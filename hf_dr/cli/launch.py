@@ -27,8 +27,8 @@ TERMINATED = 143
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 # What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL); where
-# those of a launch do not find each other; and of memory that runs out, a device's or the machine's, also while a model is
-# compiled; then in which of its modules the other errors of torch.compile are. And what to do.
+# those of a launch do not find each other; and of memory that runs out, a device's or the machine's (NumPy and Arrow say it,
+# too), also while a model is compiled; then in which of its modules the other errors of torch.compile are. And what to do.
 _ADVICE = {
     r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (
         "A worker that is killed has often used too much memory: take fewer workers or a smaller batch, and run the same "
@@ -42,7 +42,7 @@ _ADVICE = {
         "`--master_port` of torchrun, MASTER_PORT), and on several nodes name the first one's address (`--main_process_ip`, "
         "`--master_addr`, MASTER_ADDR), and the network that all share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."
     ),
-    r"(out of memory|can't allocate memory|not enough memory)": (
+    r"(out of memory|can't allocate memory|not enough memory|Unable to allocate|MemoryError: )": (
         "Take smaller batches, in a training by a larger `gradient_accumulation_steps`, and run the same command again; what "
         "is finished is kept."
     ),
@@ -145,9 +145,9 @@ def guarded(run: Callable[[], int]) -> int:
     except HfDrError as error:
         _tell(_without_traceback(str(error)))
         return 2
-    except RuntimeError as error:
-        found = _without_traceback(str(error))
-        whole = f"{type(error).__module__}: {found}"
+    except (RuntimeError, MemoryError) as error:
+        found = _without_traceback(str(error)) or "no memory is left"
+        whole = f"{type(error).__module__}.{type(error).__name__}: {found}"
         advice = next((words for said, words in _ADVICE.items() if re.search(said, whole)), None)
         if advice is None:
             raise

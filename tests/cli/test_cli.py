@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -245,6 +246,15 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
         (
             RuntimeError(f"{IN_A_WORKER}RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried"),
             "DefaultCPUAllocator: can't allocate memory: you tried. Take smaller batches",
+        ),
+        (MemoryError(), "no memory is left. Take smaller batches"),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), "malloc of size 64 failed. Take smaller batches"),
+        (
+            RuntimeError(
+                IN_A_WORKER.replace("RuntimeError", "_ArrayMemoryError")
+                + "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 3.00 GiB for an array with"
+            ),
+            "Unable to allocate 3.00 GiB for an array with. Take smaller batches",
         ),
         (
             InductorError(InvalidCxxCompiler(), None),

@@ -128,8 +128,9 @@ class _Configs:
         repository = self.repository
         return update_card(existing, self.configs, name=repository.id, revision=repository.named_revision)
 
-    def check(self, repository: Repository, remote: Remote) -> None:
+    def check(self, remote: Remote) -> None:
         """Refuses a repository in which something would be lost."""
+        repository = self.repository
         _check_implicit(repository, remote)
         ours = configs_among(remote.files)
         for name, config in self.configs.items():

@@ -227,12 +227,12 @@ class _Content:
     operations: Mapping[str, CommitOperationAdd]
     card: Callable[[str | None], str]
     stale: Callable[[str], bool]
-    check: Callable[[Repository, Remote], None]
+    check: Callable[[Remote], None]
 
     def read(self, *, missing_ok: bool = False) -> tuple[Remote, str]:
         """Returns what is there, checked, and the new text of README.md, merged with the present one."""
         remote = self.repository.remote(missing_ok=missing_ok)
-        self.check(self.repository, remote)
+        self.check(remote)
         return remote, self.card(self.repository.card(remote))
 
     def push(self, remote: Remote, card: str, commit: str | None) -> Push:
@@ -257,7 +257,7 @@ def publish(
     private: bool | None,
     message: str,
     stale: Callable[[str], bool],
-    check: Callable[[Repository, Remote], None] = lambda repository, remote: None,
+    check: Callable[[Remote], None] = lambda remote: None,
     create_pr: bool = False,
     tags: Sequence[str] = (),
     dry_run: bool = False,
@@ -347,8 +347,8 @@ def _send(repository: Repository, operations: list[CommitOperationAdd], state: P
                 repository.send(operations)
         except HfDrError as found:
             error = found
-    errors = gather_object([error]) if state.num_processes > 1 else [error]
-    if first := next((found for found in errors if found is not None), None):
+    of_ranks = gather_object([error]) if state.num_processes > 1 else [error]
+    if first := next((found for found in of_ranks if found is not None), None):
         raise first
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ from datasets.utils.file_utils import xopen
 
 from hf_dr.errors import DataError, FormatError
 from hf_dr.hub.retry import with_retries
+from hf_dr.processes import thread_pool
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import reading
 
@@ -68,7 +68,7 @@ class StreamedBase:
     def __init__(self, files: Sequence[str], provenance: Provenance) -> None:
         self._files = list(files)
         self._column = provenance.image_column
-        with ThreadPoolExecutor(_READERS, "hf_dr_footers") as pool:
+        with thread_pool(_READERS, "footers") as pool:
             counts = list(pool.map(self._group_sizes, self._files))
         # One after the other, of all files: the row groups, and the first row of each.
         self._file = np.repeat(np.arange(len(counts)), [len(sizes) for sizes in counts])

@@ -205,7 +205,8 @@ class StudentArguments:
         check_classes(self.teacher_classes, self.teacher)
 
     def _check_data(self) -> None:
-        for name, part in (("calibrate_split", "split"), ("eval_config", "configuration")):
+        parts = {"calibrate_split": "split", "eval_config": "configuration", "eval_revision": "revision"}
+        for name, part in parts.items():
             if getattr(self, name) is not None and self.eval_dataset is None:
                 raise ConfigError(
                     f"`{name}` must come with the `eval_dataset` of which it is a {part}, got {getattr(self, name)!r} alone. "

@@ -584,6 +584,10 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
             "`calibrate_split` must come with the `eval_dataset` of which it is a split, got 'train' alone. Name both",
         ),
         (
+            ["--eval_revision", "v1", "--eval_dataset", ""],
+            "`eval_revision` must come with the `eval_dataset` of which it is a revision, got 'v1' alone. Name both",
+        ),
+        (
             ["--files_from", "photos", "--eval_dataset", "", "--eval_strategy", "no"],
             "`files_from` must come with the name of a base, got ['photos'] without. Leave it out",
         ),

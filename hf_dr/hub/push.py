@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from hf_dr.errors import ConfigError, FormatError
+from hf_dr.errors import ConfigError, FormatError, HfDrError
 from hf_dr.files import expanded
 from hf_dr.hub.repository import Push, Remote, Repository, publish, warn_of_unsent
 from hf_dr.processes import process_state
@@ -216,11 +216,11 @@ def _check_shards(folder: Path, provenances: Mapping[str, Provenance]) -> None:
     """Reads this process's share of the shards. What is damaged is not published; every rank raises the first error."""
     state = process_state()
     shards = [folder / name / shard for name, provenance in provenances.items() for shard in provenance.shard_names]
-    damaged: list[tuple[int, FormatError]] = []
+    damaged: list[tuple[int, HfDrError]] = []
     for number in range(state.process_index, len(shards), state.num_processes):
         try:
             check_digests(shards[number])
-        except FormatError as error:
+        except HfDrError as error:  # also of a disk that does not give it
             damaged = [(number, error)]
             break
     if state.num_processes > 1:

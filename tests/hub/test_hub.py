@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from loopback_hub import Fault, LoopbackHub
 import hf_dr.hub.push
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError
+from hf_dr.files import unreadable
 from hf_dr.generation.config import ExportConfig, ReinforceConfig
 from hf_dr.generation.export import WebDatasetExport
 from hf_dr.generation.job import reinforce
@@ -418,6 +420,29 @@ def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus:
     assert [child.wait() for child in both] == [2, 2]
     assert "error: expected to send all_ops/" in both[0].text
     assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
+
+
+def push_unreadable(folder: str) -> int:
+    """Pushes a folder of which the disk of the second process does not give a shard."""
+    check = hf_dr.hub.push.check_digests
+
+    def read(path: Path) -> None:
+        if os.environ["RANK"] == "1":
+            raise unreadable(path, OSError(errno.EIO, os.strerror(errno.EIO)))
+        check(path)
+
+    hf_dr.hub.push.check_digests = read
+    return push_online(folder)
+
+
+def test_what_one_process_cannot_read_is_told_by_both(loopback_hub: LoopbackHub, plus: Path, tmp_path: Path) -> None:
+    environment = {"HF_TOKEN": loopback_hub.token, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    both = children.start_two(push_unreadable, str(plus), log=tmp_path / "log", **environment)
+    assert [child.wait() for child in both] == [2, 2]
+    for rank in (0, 1):
+        shard = plus / "all_ops" / "train-00001-of-00003.parquet"
+        assert f"[rank {rank}] error: could not read {shard}: Input/output error. Fix the file" in both[0].text
+    assert not loopback_hub.counts
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def _load_timm(name: str) -> Member:
                 "make a teacher of the model: `Teacher.from_model`."
             )
         classifier = classifier if isinstance(classifier, str) else classifier[0]
-        num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}."))
+        num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}.") and w.ndim)
         if num_classes != model.num_classes:
             model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
         model.load_state_dict(weights)

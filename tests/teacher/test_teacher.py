@@ -352,6 +352,8 @@ def test_names_that_lead_nowhere(tmp_path, timm_weights, monkeypatch):
     refused("timm:resnet18", "needs an existing .safetensors file, got ''.*name the Hub id")
     refused(f"timm:resnet18@{tmp_path / 'no.safetensors'}", r"needs an existing .safetensors file")
     refused(f"timm:test_vit@{path}", "do not fit timm's test_vit")
+    save_file({"head.weight": torch.tensor(1.0)}, tmp_path / "number.safetensors")
+    refused(f"timm:test_vit@{tmp_path / 'number.safetensors'}", r"do not fit timm's test_vit: no classifier\. Check")
     (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     refused(f"timm:test_vit@{tmp_path / 'broken.safetensors'}", "do not fit timm's test_vit")
     refused(str(tmp_path), "must hold a config.json, found none")

@@ -174,7 +174,8 @@ def _leave_group() -> None:
     """
     if in_process_group():
         torch.distributed.destroy_process_group()
-        time.sleep(0.2)  # Without the lock. The threads cannot be joined: DDP keeps their group for good.
+        # The lock is free meanwhile. The threads cannot be joined: DDP keeps their group for good.
+        time.sleep(0.2)
 
 
 def num_cores() -> int:

@@ -29,7 +29,7 @@ _SECRETS = (
     (re.compile(r"(?i)([?&][^=&\s]*(?:signature|token|credential|policy|key)[^=&\s]*=)[^&\s\"']+"), r"\1***"),
     (re.compile(r"\b(hf|api_org)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), r"\1_***"),
 )
-# Of underscores those that are not between letters or digits.
+# An underscore between letters or digits is no markup.
 _MARKUP = re.compile(r"[\\`*\[\]|$~]|_(?<![^\W_]_)|_(?![^\W_])")
 _told_secrets: set[str] = set()
 _SHOWN_LETTERS = 20

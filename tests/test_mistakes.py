@@ -390,7 +390,9 @@ def test_a_list_in_the_place_of_one_name_is_refused_in_words(data, tmp_path):
         lambda: contact_sheet(data.folder, tmp_path / "sheet.png", name=["plain"]),
         lambda: hf_dr.export(data.folder, tmp_path / "out", name=["plain"]),
     ):
-        with pytest.raises(ConfigError, match=r'`plus` must be one "\+" dataset .* got CombinedReinforcedDataset\. Open'):
+        with pytest.raises(
+            ConfigError, match=r'`plus` must be one "\+" dataset .* got CombinedReinforcedDataset\. Open'
+        ):
             call()
     with pytest.raises(DataError, match=r"`label_column` must name a column, got \['label'\]\. Did you mean `label`\?"):
         calibrate(data.base, data.teacher, "rrc", label_column=["label"])

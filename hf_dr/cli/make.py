@@ -316,7 +316,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
-        # Before the picture is drawn, which can fail; the card shows both.
+        # This is saved before the picture is drawn, which can fail; the card shows both.
         save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
             contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)

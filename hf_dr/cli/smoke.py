@@ -357,7 +357,7 @@ class Rehearsal:
         labels = [name for name in features if name != image]
         split = spec.split if spec.split in described.splits else list(described.splits)[1]
         label = spec.label if spec.label in labels else labels[0]
-        # Under a name that is no preset's, so that nothing of a preset is taken over.
+        # The name is no preset's, so that nothing of a preset is taken over.
         return f"{spec.name}{_SUFFIX}={self.base}:{split}{rows},image={image},label={label}"
 
     def compare(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,6 @@ def _as_array(column: pa.Array) -> Any:
         return array.fill_null(0).to_numpy(zero_copy_only=False)
     if pa.types.is_boolean(array.type):
         return _Bits(array, start)
-    # From the buffer: the values below a row without reinforcement are null, which `to_numpy` would have to copy.
+    # The buffer is read, because the values below a row without reinforcement are null, and `to_numpy` would copy such.
     values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
     return values[array.offset + start :][: math.prod(shape)].reshape(shape)

@@ -189,7 +189,7 @@ class CombinedReinforcedDataset(MappedReinforcedData):
 
     def difficulties(self, index: int, by: str) -> np.ndarray:
         parts = zip(self.parts, self._rows, strict=True)
-        # Of all parts by equally many classes.
+        # All parts are compared by equally many classes.
         return np.concatenate([part.difficulties(int(rows[index]), by, self.top_k) for part, rows in parts])
 
     @property

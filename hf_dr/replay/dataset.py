@@ -106,7 +106,7 @@ class ReinforcedDataset(MappedReinforcedData):
         _check_embedded(plus, None if provenance.overlay else provenance.image_column)
         self._images = joined.images if joined is not None else undecoded_images(plus, provenance.image_column)
         self.rows = find_rows(plus, provenance, self._images, joined, unreinforced=unreinforced)
-        # In memory that a loader's workers share: each epoch starts new ones, which would check every image again.
+        # A loader's workers share this memory: each epoch starts new ones, which would check every image again.
         self._checked = torch.zeros(len(plus), dtype=torch.bool).share_memory_()
         self._chosen = _chosen_columns(plus, columns)
         # Rows without reinforcement may be of the base, which has columns of its own.

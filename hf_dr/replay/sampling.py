@@ -158,7 +158,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         return rows if self._num_replicas == 1 else 2 * math.ceil(rows / (2 * self._num_replicas))
 
     def __iter__(self) -> Iterator[tuple[int, View]]:
-        # In twos, so that pairs stay together, and from the first one again until all parts are of one length.
+        # Rows go in twos, so that pairs stay together, and from the first one again until all parts are of one length.
         epoch = self.epoch
         again = itertools.chain.from_iterable(self.epoch_indices(epoch) for _ in itertools.count())
         order = itertools.islice(again, len(self) * self._num_replicas)

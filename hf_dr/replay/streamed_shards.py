@@ -62,7 +62,7 @@ class StreamedShards:
                     "`check_images` must be True where the base is streamed: nothing else tells whether its images are those "
                     "that were reinforced. Leave it out, or load the base."
                 )
-            # With the images of its base a shard is one of a dataset that has its own.
+            # A shard that has got the images of its base is read as one of a dataset that has its own.
             self._described = replace(provenance, overlay=False)
         elif base is not None:
             if not isinstance(base, datasets.Dataset):
@@ -156,7 +156,7 @@ class StreamedShards:
         def checked(parquet: pq.ParquetFile) -> _Read:
             marker = json.loads((parquet.metadata.metadata or {}).get(METADATA_KEY, b"null"))
             fingerprint = marker.get("fingerprint") if isinstance(marker, dict) else None
-            # Before lists are made of rows that a provenance which lies speaks of: they may not fit in memory.
+            # This comes first: a provenance that lies may speak of more rows than fit in memory.
             check_of_run(file, provenance, len(provenance.shard_range(shard)), fingerprint, parquet.metadata.num_rows)
             return read(parquet)
 

@@ -202,7 +202,7 @@ class Teacher:
         except RuntimeError as error:  # of CUDA an OutOfMemoryError; of Apple's MPS only the words tell it
             if batch == 1 or "out of memory" not in str(error):
                 raise
-        # Outside the except block: the exception would keep the failed batch's tensors alive.
+        # This stands outside of the except block, where the exception would keep the failed batch's tensors alive.
         self._memory.largest_batch = (batch + 1) // 2
         logger.warning("A batch of %d views did not fit in memory; going on with %d.", batch, (batch + 1) // 2)
         if self.device.type == "cuda":

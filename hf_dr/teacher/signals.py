@@ -127,7 +127,7 @@ def _normalized(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarr
     totals_B1 = probs.sum(axis=1, keepdims=True)
     probs = probs / totals_B1
     logprobs = logprobs - np.log(totals_B1)
-    # From the small ones up, so that what remains below the largest is exact.
+    # They are added up from the small ones, so that what remains below the largest is exact.
     rising_BC = np.sort(probs, axis=1)
     below_BC = rising_BC.cumsum(axis=1)
     largest_BK, masses_BK = rising_BC[:, ::-1][:, :k], below_BC[:, ::-1][:, :k]

@@ -234,10 +234,12 @@ def _replay_rows(
             try:
                 found = _replay_row(plus, row, image_hash, compared, maker)
                 if stored not in (None, found):
-                    problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
+                    problems.append(
+                        f"row {plus.source_rows[row]}: the replayed pixels are not those that the teacher saw"
+                    )
             except (ReplayError, FormatError) as error:
                 found = None
-                problems.append(f"row {row}: {error}")
+                problems.append(f"row {plus.source_rows[row]}: {error}")
             if stored is not None:
                 equal.append(found == stored)
             bar.update(plus.num_views)

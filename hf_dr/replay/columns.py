@@ -49,14 +49,14 @@ class StoredViews:
         """Returns the ids (K,) and log-probabilities (K,) float16 of one view; a FormatError if they are damaged."""
         ids = self._columns.view(schema.TEACHER_IDS, row, view)
         logprobs = self._columns.view(schema.TEACHER_LOGPROBS, row, view)
-        self._check_answer(ids, logprobs, f"row {row}, view {view}")
+        self._check_answer(ids, logprobs, row, f"view {view}")
         return ids, logprobs
 
     def tail(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the same of the mean answer to a row's views, (T,)."""
         ids = self._columns.cell(schema.TAIL_IDS, row)
         logprobs = self._columns.cell(schema.TAIL_LOGPROBS, row)
-        self._check_answer(ids, logprobs, f"row {row}, its tail")
+        self._check_answer(ids, logprobs, row, "its tail")
         return ids, logprobs
 
     def difficulties(self, row: int, num_views: int, top_k: int | None, label: int | None) -> np.ndarray:
@@ -86,17 +86,20 @@ class StoredViews:
         """Returns the hash over the pixels of all views of a row; None where it is unknown."""
         return int(self._columns.cell(schema.VIEWS_HASH, row)) or None  # null is read as 0
 
-    def _check_answer(self, ids: np.ndarray, logprobs: np.ndarray, where: str) -> None:
+    def _check_answer(self, ids: np.ndarray, logprobs: np.ndarray, row: int, part: str) -> None:
         # One comparison catches NaN as well: every comparison with it is false.
         if not (logprobs[0] <= MAX_LOGPROB and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
-            wrong = f"the log-probabilities of {where} must be finite and fall from at most 0, found {logprobs}"
+            what, wrong = "the log-probabilities of ", f"be finite and fall from at most 0, found {logprobs}"
         elif np.exp(logprobs, dtype=np.float32).sum() > MAX_MASS:
-            wrong = f"the probabilities of {where} must have a sum of at most 1, found logarithms {logprobs}"
+            what, wrong = "the probabilities of ", f"have a sum of at most 1, found logarithms {logprobs}"
         elif ids.max() >= self._num_classes or len(set(ids.tolist())) < len(ids):
-            wrong = f"{where} must name classes below {self._num_classes}, found {ids.max()} in {ids}, each once"
+            what, wrong = "", f"name classes below {self._num_classes}, found {ids.max()} in {ids}, each once"
         else:
             return
-        raise FormatError(f"{wrong}. The file is damaged: fetch it again, or run `hf-dr verify`.")
+        source = self._columns.cell(schema.SOURCE_INDEX, row)
+        raise FormatError(
+            f"{what}row {source}, {part} must {wrong}. The file is damaged: fetch it again, or run `hf-dr verify`."
+        )
 
 
 class Columns:

@@ -295,7 +295,7 @@ class ReinforcedDataset(MappedReinforcedData):
         partner = self.rows.slot_of(source)
         if partner == slot and self.provenance.mixing_scope != STORED_PARTNERS:
             raise ReplayError(
-                f"row {slot}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
+                f"row {source}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
                 "fetch it again, or run `hf-dr verify`."
             )
         return partner
@@ -321,8 +321,8 @@ class StoredPairs(Generic[_Made]):
 
     Args:
         data: The dataset that stores them.
-        make: Makes the image of a view from its slot, its parameters, and what it is: (`row` or `the partner of row`, slot,
-            view).
+        make: Makes the image of a view from its slot, its parameters, and what it is: (`row` or `the partner of row`, row of
+            the base, view).
     """
 
     def __init__(self, data: ReinforcedDataset, make: Callable[[int, Params, tuple[str, int, int]], _Made]) -> None:
@@ -340,12 +340,12 @@ class StoredPairs(Generic[_Made]):
         if data.provenance.mixing_scope != STORED_PARTNERS:
             return own, self._own_of(partner, view)[0], params
         drawn = data.stored.partner_params(slot, view)  # for this view alone
-        return own, self._make(partner, drawn, ("the partner of row", slot, view)), params
+        return own, self._make(partner, drawn, ("the partner of row", data.rows.base_row(slot), view)), params
 
     def _own_of(self, slot: int, view: int) -> tuple[_Made, Params]:
         if (slot, view) not in self._own:
             params = self._data.stored.params(slot, view)
-            self._own[slot, view] = self._make(slot, params, ("row", slot, view)), params
+            self._own[slot, view] = self._make(slot, params, ("row", self._data.rows.base_row(slot), view)), params
         return self._own[slot, view]
 
 
@@ -369,7 +369,7 @@ class _Batch:
         try:
             return self._data.augmentation.mix(own, params, partner)
         except ReplayError as error:
-            raise ReplayError(f"row {slot}, view {view}: {error}") from None
+            raise ReplayError(f"row {self._data.rows.base_row(slot)}, view {view}: {error}") from None
 
 
 def _augmented(data: ReinforcedDataset, slot: int, params: Params, what: tuple[str, int, int]) -> PIL.Image.Image:

@@ -40,9 +40,8 @@ def undone_items(data: Mapped, indices: Sequence[ViewIndex]) -> list[dict[str, A
         return [data.item_with(lambda row, epoch: _fresh(data, row, row, epoch), index) for index in indices]
 
     def source(slot: int, params: Params, what: tuple[str, int, int]) -> Source:
-        # A batch may hold rows of several "+" datasets, or of two shards of a stream, which count their slots from 0.
-        key = (data.fingerprint, data.rows.base_row(what[1]), *what)
-        return Source(key, *trim(data.augmentation, data.decode(slot), params))
+        # A batch may hold rows of several "+" datasets.
+        return Source((data.fingerprint, *what), *trim(data.augmentation, data.decode(slot), params))
 
     pairs = StoredPairs(data, source)
 
@@ -59,7 +58,7 @@ def _fresh(data: ReinforcedDataset | AugmentedDataset, slot: int, row: int, epoc
     (augmentation,) = data.augmentations
     image = data.decode(slot)
     params = draw_fresh_params(augmentation, height_width(image), seed=data.seed, row=row, epoch=epoch)
-    own = Source(("new", row, slot, epoch), *trim(augmentation, image, params))
+    own = Source(("new", slot, row, epoch), *trim(augmentation, image, params))
     return UndoneView(own, None, augmentation.without_mixing(params))
 
 

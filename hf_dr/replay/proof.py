@@ -81,8 +81,8 @@ def _check_part(whole: ReinforcedDataset, maker: OnDevice | None) -> None:
         if maker is not None:
             where, advice = f" on {maker[1]}", "Set `augment_on` to cpu, and run `hf-dr verify --device`."
         raise ReplayError(
-            f"row {row} of `{whole.provenance.config_name}` must replay to the pixels that its teacher saw, found "
-            f"others{where}: the code of an op, or a library that makes pixels, is not the one with which they were made. "
-            f"{advice} `check_images=False` of `load_reinforced` trains on them all the same."
+            f"row {whole.source_rows[row]} of `{whole.provenance.config_name}` must replay to the pixels that its teacher saw, "
+            f"found others{where}: the code of an op, or a library that makes pixels, is not the one with which they were "
+            f"made. {advice} `check_images=False` of `load_reinforced` trains on them all the same."
         )
     logger.debug("%d rows of `%s` replay bit for bit.", count, whole.provenance.config_name)

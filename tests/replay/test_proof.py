@@ -12,6 +12,7 @@ import hf_dr.replay.proof
 from hf_dr import ReinforceConfig, ReinforcedLoader, ReinforcedTrainer, ReinforcedTrainingArguments, build_student
 from hf_dr.errors import ReplayError
 from hf_dr.generation.job import reinforce
+from hf_dr.generation.verify import verify
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.proof import check_replay
@@ -58,6 +59,11 @@ def test_the_code_of_an_op_has_changed(folder, turned):
     data = load_reinforced(folder, "of_seed_0", num_views=2)
     with pytest.raises(ReplayError, match=rf"row 0 of `of_seed_0` {OTHERS}: the code of an op, .* Run `hf-dr verify`"):
         check_replay(data)
+    with pytest.raises(ReplayError, match=rf"row 7 of `of_seed_0` {OTHERS}"):
+        check_replay(data.select([7]))
+    assert (
+        verify(data.select([7]), ask_teacher=False).problems[0].startswith("row 7: the replayed pixels are not those")
+    )
     with pytest.raises(ReplayError, match=OTHERS):
         ReinforcedLoader(data, 4, device="cpu")
     student = build_student("timm:test_resnet", data.class_names, data.num_classes)
@@ -107,7 +113,9 @@ def test_what_is_not_known_or_takes_long_is_left_out(folder, turned, edit, monke
 
 
 def test_a_stream_checks_the_first_rows_that_it_reads(folder, turned):
-    with pytest.raises(ReplayError, match=f"row 0 of `of_seed_0` {OTHERS}"):
+    with pytest.raises(
+        ReplayError, match=f"row 2 of `of_seed_0` {OTHERS}"
+    ):  # the first of the shard that is read first
         next(iter(load_reinforced(folder, "of_seed_0", streaming=True)))
     assert next(iter(load_reinforced(folder, "of_seed_0", streaming=True, check_images=False)))["reinforced"]
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import pickle  # noqa: TID251 - how copies reach a process
+import re
 import shutil
 import threading
 import time
@@ -44,6 +45,8 @@ from hf_dr.store.configs import find_config
 from hf_dr.store.provenance import Provenance
 from hf_dr.training.loader import ReinforcedLoader
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.device.augment import DeviceAugmentation
+from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
 
@@ -875,6 +878,38 @@ def test_other_rows_than_the_provenance_tells(spoilt, change, message):
     rewritten(spoilt / Provenance.read(spoilt).shard_names[1], change)
     with pytest.raises(FormatError, match=message):
         list(stream_of(spoilt))
+
+
+def with_first_value(table: pa.Table, name: str, value: float) -> pa.Table:
+    """Returns a table in whose column of lists each first number is another."""
+    column = table.column(name).combine_chunks()
+    cells = column.to_pylist()
+    for views in cells:
+        views[0][0] = value
+    return table.set_column(table.column_names.index(name), table.field(name), pa.array(cells, column.type))
+
+
+@pytest.mark.parametrize("undone", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("teacher_logprobs", float("nan"), FormatError, r"log-probabilities of row (\d+), view 0 must be finite"),
+        ("aug_crop_box", 9999, ReplayError, r"row (\d+), view 0: .*needs a box"),
+    ],
+)
+def test_a_damaged_view_is_named_by_its_row_of_the_base(spoilt, name, value, error, message, undone):
+    shard = spoilt / Provenance.read(spoilt).shard_names[1]
+    rewritten(shard, lambda table: with_first_value(table, name, value))
+    data = stream_of(spoilt, num_views=1, check_images=False)
+
+    def read() -> None:
+        for item in data.undone() if undone else data:
+            if undone:
+                UndoneBatch.pack(DeviceAugmentation(PLAIN), [item["pixel_values"]])
+
+    with pytest.raises(error, match=message) as raised:
+        read()
+    assert int(re.search(message, str(raised.value))[1]) in set(range(SHARD, 2 * SHARD)) - set(BAD)
 
 
 def test_fresh_views_need_labels(make):

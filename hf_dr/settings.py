@@ -167,8 +167,8 @@ def check_names(name: str, value: object) -> None:
     """
     if isinstance(value, (str, os.PathLike)):
         raise ConfigError(f"`{name}` must be a list of names, got {value!r:.80}. Put it into a list.")
-    is_list = isinstance(value, Collection) and getattr(value, "ndim", 1) > 0  # an array without dimensions is none
-    if not is_list or not all(isinstance(item, (str, os.PathLike)) for item in value):
+    is_number = getattr(value, "ndim", 1) == 0  # an array without dimensions, which cannot be iterated
+    if is_number or not isinstance(value, Collection) or not all(isinstance(v, (str, os.PathLike)) for v in value):
         raise ConfigError(f"`{name}` must be a list of names, got {value!r:.80}. Give texts.")
 
 

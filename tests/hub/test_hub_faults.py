@@ -162,7 +162,8 @@ def assert_finishes(hub: LoopbackHub, push: Callable[[str], Push], folder: Path,
     assert hub.received("lfs_put") - (total - there) <= 0.02 * there
 
 
-@pytest.mark.parametrize("fault", FAULTS + ANSWERS)
+# One that repeats the token is the same answer with more in it.
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS + ANSWERS if f"echo{fault}" not in ANSWERS])
 @pytest.mark.parametrize(("way", "request_kind"), KINDS)
 def test_every_lasting_answer_ends_in_one_error_without_the_token(
     loopback_hub: LoopbackHub,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_dr.text import markdown_table
+from hf_dr.text import counted, markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -43,24 +43,40 @@ WAYS = {
     "reinforced, a view for each epoch, 5 folds": "_folds_{views}views_reinforced",
 }
 VIEWS = {"grocery": 24, "cifar10": 12}  # as many as epochs; else they are 8 and 2
-# Question, answer with the places of the numbers (file[key]), benchmark.
-COSTS = [
-    ("Does replay show what the teacher saw?", "{fidelity[differing_pixels]} differing pixels in {fidelity[views]:,} views, every op, from another process", "fidelity"),
-    ("Bytes a view, K = 10 of 1,000, V = 50", "`randaug` {storage[randaug]:.1f}, `randaug_mixing` {storage[randaug_mixing]:.1f}", "storage"),
-    ("What storing float16 loses", "{storage[kl]:.1e} nats of KL", "storage"),
-    ("KL of the answer from the target, nats: `topk` K = 10; `topk_image_tail` K = 5, K = 10", "{signal[topk_k10_kl]:.3f}; {signal[topk_image_tail_k5_kl]:.3f}, {signal[topk_image_tail_k10_kl]:.3f}", "signals"),
-    ("Distance of a single target from the answer, K = 10: `topk`, `topk_image_tail`, `sampled` (which has no lasting error)", "{signal[topk_k10_noise]:.3f}, {signal[topk_image_tail_k10_noise]:.3f}, {signal[sampled_k10_noise]:.3f}", "signals"),
-    ("Speed of a run over its teacher alone (CPU, 224x224)", "{generation[ratio]:.2f}: cores wait less in a run", "generation"),
-    ("Speed of two processes over one, one thread each", "{generation[two_processes]:.2f}", "generation"),
-    ("Memory in MB; of twice the rows; of four times the views", "{generation[peak_mb]:,.0f}; {generation[peak_mb_long]:,.0f}; {generation[peak_mb_views]:,.0f}", "generation"),
-    ("Speed of a run over its teacher alone (H100): EfficientNet-Lite0, ResNet-50, Lite0 with mixing", "{device[generation_lite0]:.2f}, {device[generation_resnet50]:.2f}, {device[generation_lite0_mixing]:.2f}", "device"),
-    ("Time of a training step of MobileNetV3-small over one on labels", "{step[reinforced]:.3f}; with EfficientNet-Lite0 in memory as the teacher {step[kd]:.2f}; other models differ", "step"),
-    ("Loss over the dense one at 21,841 classes", "time {loss[time_21841]:.2f}, memory {loss[memory_21841]:.2f}", "loss"),
-    ("Speed of loading (images a second) over a plain loader, V = 50, 400, 400 mixing", "{loader[randaug_v50]:.2f}, {loader[randaug_v400]:.2f}, {loader[randaug_mixing_v400]:.2f}; 2 workers {loader[randaug_v50_workers]:.2f}, {loader[randaug_v400_workers]:.2f}, {loader[randaug_mixing_v400_workers]:.2f}", "loader"),
-    ("Checking that images are the right ones, of the loader's first epoch", "{join[check_share]:.1%}, of later ones nothing", "join"),
-    ("Finding an overlay's images by their pixels, over decoding them", "{join[index_over_decoding]:.2f}, once", "join"),
-    ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f} at {push[upload_2_mb_per_s]:.0f} MB/s on one machine, because each shard is checked first; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
-]  # fmt: skip
+# By subject: what was measured, its number with the places where it stands (file[key]), benchmark.
+COSTS = {
+    "What is stored": [
+        ("Replayed pixels that differ from what the teacher saw (every op, from another process)", "{fidelity[differing_pixels]} in {fidelity[views]:,} views", "fidelity"),
+        ("Bytes a view of `randaug`, K = 10 of 1,000, V = 50", "{storage[randaug]:.1f}", "storage"),
+        ("Bytes a view of `randaug_mixing`, likewise", "{storage[randaug_mixing]:.1f}", "storage"),
+        ("What storing float16 loses, nats of KL", "{storage[kl]:.1e}", "storage"),
+    ],
+    "Making": [
+        ("Speed of a run over its teacher alone, CPU, 224x224 (cores wait less in a run)", "{generation[ratio]:.2f}", "generation"),
+        ("The same on an H100, EfficientNet-Lite0", "{device[generation_lite0]:.2f}", "device"),
+        ("The same on an H100, ResNet-50", "{device[generation_resnet50]:.2f}", "device"),
+        ("The same on an H100, EfficientNet-Lite0 with mixing", "{device[generation_lite0_mixing]:.2f}", "device"),
+        ("Speed of two processes over one, one thread each", "{generation[two_processes]:.2f}", "generation"),
+        ("Memory of a run, MB", "{generation[peak_mb]:,.0f}", "generation"),
+        ("Memory with twice the rows, MB", "{generation[peak_mb_long]:,.0f}", "generation"),
+        ("Memory with four times the views, MB", "{generation[peak_mb_views]:,.0f}", "generation"),
+    ],
+    "Training": [
+        ("Time of a training step of MobileNetV3-small over one on labels (other models differ)", "{step[reinforced]:.3f}", "step"),
+        ("The same with EfficientNet-Lite0 in memory as the teacher", "{step[kd]:.2f}", "step"),
+        ("Time of the loss over the dense one, at 21,841 classes", "{loss[time_21841]:.2f}", "loss"),
+        ("Memory of the loss over the dense one, at 21,841 classes", "{loss[memory_21841]:.2f}", "loss"),
+        ("Images a second over those of a plain loader, V = 50", "{loader[randaug_v50]:.2f}; {loader[randaug_v50_workers]:.2f} with 2 workers", "loader"),
+        ("The same, V = 400", "{loader[randaug_v400]:.2f}; {loader[randaug_v400_workers]:.2f} with 2 workers", "loader"),
+        ("The same, V = 400 with mixing", "{loader[randaug_mixing_v400]:.2f}; {loader[randaug_mixing_v400_workers]:.2f} with 2 workers", "loader"),
+        ("Share of checking that images are the right ones, in a loader's first epoch (nothing in later ones)", "{join[check_share]:.1%}", "join"),
+        ("Time to find an overlay's images by their pixels, once, over decoding them", "{join[index_over_decoding]:.2f}", "join"),
+    ],
+    "Publishing": [
+        ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload (each shard is checked first)", "{push[ratio]:.2f}, at {push[upload_2_mb_per_s]:.0f} MB/s on one machine", "push"),
+        ("Share that is sent again after a kill half way", "{push[resent_fraction]:.0%}", "push"),
+    ],
+}  # fmt: skip
 
 
 def read(name: str) -> dict[str, Any]:
@@ -113,10 +129,9 @@ def a_view_for_each_epoch() -> str:
     for title, ways in WAYS_OF_VIEWS.items():
         for way, (file, student) in ways.items():
             found = read(file)
-            rows.append(
-                [title, way, *spreads(found, student), mean(found, f"{student}_mce"), _gain(found, student, ways)]
-            )
-    head = ["10,000 images", "learned from", "top-1 %", "NLL", "ECE %", "corrupted error %", "gain of top-1"]
+            top1, *others = spreads(found, student)
+            rows.append([title, way, top1, _gain(found, student, ways), *others, mean(found, f"{student}_mce")])
+    head = ["10,000 images", "learned from", "top-1 %", "gain of top-1", "NLL", "ECE %", "corrupted error %"]
     return markdown_table(head, rows)
 
 
@@ -178,7 +193,7 @@ def length(file: str, students: dict[str, str]) -> str:
     found = read(file)
     is_calibrated = any(key.endswith("_calibrated_ece") for key in found)  # older measurements are not
     calibrated = ["calibrated ECE %"] if is_calibrated else []
-    head = ["student", "epochs", "learned from", "seeds", "top-1 %", "NLL", "ECE %", *calibrated]
+    head = ["student", "learned from", "top-1 %", "gain of top-1", "NLL", "ECE %", *calibrated, "corrupted error %"]
     rows = []
     for student, title in students.items():
         trained = [key.split("_")[1] for key in found if key.startswith(f"{student}_") and key.endswith("_erm_top1")]
@@ -187,35 +202,45 @@ def length(file: str, students: dict[str, str]) -> str:
                 prefix = f"{student}_{epochs}_{objective}"
                 if f"{prefix}_top1" not in found:
                     continue
-                cells = [title, epochs, way, found[f"{prefix}_seeds"], *spreads(found, prefix)]
+                gain = "" if objective == "erm" else mean(found, f"{prefix}_gain_top1", style="+.2f")
+                top1, *others = spreads(found, prefix)
+                cells = [
+                    f"{title}, {epochs} epochs",
+                    f"{way}, {counted(found[f'{prefix}_seeds'], 'seed')}",
+                    top1,
+                    gain,
+                    *others,
+                ]
                 if is_calibrated:
                     cells.append(mean(found, f"{prefix}_calibrated_ece") if f"{prefix}_calibrated_ece" in found else "")
-                cells += [mean(found, f"{prefix}_corrupted"), ""]
-                if objective != "erm":
-                    cells[-1] = mean(found, f"{prefix}_gain_top1", style="+.2f")
-                rows.append(cells)
-    return markdown_table([*head, "corrupted error %", "gain of top-1"], rows)
+                rows.append([*cells, mean(found, f"{prefix}_corrupted")])
+    return markdown_table(head, rows)
 
 
-def teachers() -> str:
-    """Returns the table of other teachers: what they answer, and what students learn."""
+def answers_of_teachers() -> str:
+    """Returns the table of what other teachers answer."""
     found = read("teachers")
-    answers = ["top-1 is the label", "teacher's ECE %", "its entropy, nats"]
-    head = ["set", "learned from", *answers, "student's top-1 %", "NLL", "ECE %", "gain of top-1"]
+    rows = []
+    for title, name in TEACHERS.items():
+        for kind, key in (("as usual", ""), ("calibrated", "_calibrated"), ("5 folds", "_folds")):
+            if f"{name}{key}_agreement" in found:
+                agreement, ece, entropy = (found[f"{name}{key}_{sign}"] for sign in ("agreement", "ece", "entropy"))
+                rows.append([title, kind, f"{100 * agreement:.1f} %", f"{100 * ece:.2f}", f"{entropy:.3f}"])
+    return markdown_table(["set", "teacher", "top-1 is the label", "ECE %", "entropy, nats"], rows)
+
+
+def students_of_teachers() -> str:
+    """Returns the table of what students learn from other teachers, and from more views."""
+    found = read("teachers")
     rows = []
     for title, name in TEACHERS.items():
         for way, key in WAYS.items():
             student = f"{name}_resnet{key.format(views=VIEWS.get(name))}"
-            if f"{student}_top1" not in found:
-                continue
-            signs = ["", "", ""]
-            if key != "_erm" and "views" not in key:
-                prefix = name + key.removesuffix("_reinforced").removesuffix("_labels0.5")
-                agreement, ece, entropy = (found[f"{prefix}_{sign}"] for sign in ("agreement", "ece", "entropy"))
-                signs = [f"{100 * agreement:.1f} %", f"{100 * ece:.2f}", f"{entropy:.3f}"]
-            gain = "" if key == "_erm" else gain_by_seed(found, student, f"{name}_resnet_erm")
-            rows.append([title, way, *signs, *spreads(found, student), gain])
-    return markdown_table(head, rows)
+            if f"{student}_top1" in found:
+                gain = "" if key == "_erm" else gain_by_seed(found, student, f"{name}_resnet_erm")
+                top1, *others = spreads(found, student)
+                rows.append([title, way, top1, gain, *others])
+    return markdown_table(["set", "learned from", "top-1 %", "gain of top-1", "NLL", "ECE %"], rows)
 
 
 def gain_by_seed(found: dict[str, Any], student: str, labels: str) -> str:
@@ -394,7 +419,7 @@ def temperatures() -> str:
     """Returns which temperatures the calibrated teachers have."""
     found = read("teachers")
     listed = [f"{title.split(',')[0]} {found[f'{name}_temperature']:g}" for title, name in TEACHERS.items()]
-    return f"at the temperature that fits answers to images that they have not learned\n({', '.join(listed)})."
+    return ", ".join(listed)
 
 
 def right(file: str) -> str:
@@ -408,13 +433,16 @@ def right(file: str) -> str:
 def page() -> str:
     """Returns the page."""
     files = {path.stem: read(path.stem) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
-    costs = [(what, answer.format_map(files), f"`python benchmarks/{by}.py`") for what, answer, by in COSTS]
+    costs = []
+    for subject, measured in COSTS.items():
+        rows = [(what, answer.format_map(files), f"`{by}.py`") for what, answer, by in measured]
+        costs += [f"### {subject}", markdown_table(["what", "measured", "benchmark"], rows)]
     parts = [
         "# Results",
         (
             "What students of stored answers gain over students of labels, and what it costs, as measured. What follows from it for a "
-            "dataset of\nyours is in [Will it help me?](will_it_help.md). The page is made by `python docs/results.py` from "
-            "\n[benchmarks/results](../benchmarks/results), which has every number with its command, versions and machine."
+            "dataset of\nyours is in [Will it help me?](will_it_help.md). The page is made by `python docs/results.py` from\n"
+            "[benchmarks/results](../benchmarks/results), which has every number with its command, versions and machine."
         ),
         (
             "| question | section |\n|---|---|\n"
@@ -488,7 +516,7 @@ def page() -> str:
         (
             "By `python benchmarks/length.py --scale cpu`, on two cores: the same images at 32x32, students of 0.3 (ResNet) and 0.7 "
             f"(ViT) million\nweights, teacher EfficientNet-Lite0 at 64x64 ({right('length_cpu')}), V = "
-            f"{read('length_cpu')['num_views']}. Calibrated ECE: each half of\nthe test images is evaluated at the "
+            f"{read('length_cpu')['num_views']}. Calibrated ECE: each half of the test\nimages is evaluated at the "
             "temperature that fits the other half best."
         ),
         length("length_cpu", {"resnet": "ResNet", "vit": "ViT"}),
@@ -504,17 +532,26 @@ def page() -> str:
         ),
         "## Other teachers, and more views",
         (
-            "By `python benchmarks/accuracy.py --small --students resnet`, with `--teachers calibrated`, `--teachers "
-            "folds`,\n`--label_weight 0.5` and `--num_views`, and `python benchmarks/signs.py --small` with the same teachers: a "
-            "fraction of the work above, so\nother numbers than there. Three seeds; a gain is over "
-            "the student of the same seed that learned from\nlabels. Folds: five teachers, each labels what it has not seen. Views "
-            "are 8 (grocery), 2 (CIFAR-10, Tiny-ImageNet)\nor 4 (Fashion-MNIST), or as many as epochs, 24 and 12. "
-            f"Calibrated: {temperatures()}"
+            "A fraction of the work above, so other numbers than there, over three seeds. By `python benchmarks/accuracy.py --small "
+            "--students resnet`,\nand `python benchmarks/signs.py --small` with the same teachers. A gain is over the student of the "
+            "same seed that learned from labels.\n\n"
+            "- **calibrated** (`--teachers calibrated`): answers at the temperature that fits those to images that the teacher has not "
+            f"learned\n  ({temperatures()}).\n"
+            "- **5 folds** (`--teachers folds`): five teachers; each answers for the images that it has not seen.\n"
+            "- **labels with half the weight**: `--label_weight 0.5`.\n"
+            "- **a view for each epoch** (`--num_views`): 24 (grocery) or 12 (CIFAR-10). Otherwise views are 8 (grocery), 2 (CIFAR-10, "
+            "Tiny-ImageNet) or\n  4 (Fashion-MNIST)."
         ),
-        teachers(),
+        "What the teachers answer:",
+        answers_of_teachers(),
+        "What students of their answers reach:",
+        students_of_teachers(),
         "## What it costs",
-        "Ratios against a baseline in the same run, on two CPU cores unless another device is named.",
-        markdown_table(["question", "answer", "command"], costs),
+        (
+            "Ratios against a baseline in the same run, on two CPU cores unless another device is named. `fidelity.py` is run by "
+            "`python\nbenchmarks/fidelity.py`, and so on. What the signals cost is in [Signals](signals.md)."
+        ),
+        *costs,
         "## The demo",
         (
             "`make demo` trains a small ResNet on 3,000 Fashion-MNIST images for 10 epochs, on labels alone and on the stored answers of "
